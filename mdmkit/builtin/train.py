@@ -1,0 +1,9 @@
+"""Settings and registrations of the built-in components: train. No torch."""
+
+from __future__ import annotations
+
+from mdmkit.plugins.component import Component
+
+__all__ = ["COMPONENTS"]
+
+COMPONENTS: list[Component] = []
