@@ -17,7 +17,7 @@ class FolderSettings:
     path: str = opt(help="the folder; pictures at any depth are taken")
     captions: str = opt(
         "auto",
-        "txt: name.txt beside each picture; csv: a table; folders: names of class subfolders; auto: what is there",
+        "txt: name.txt beside each picture; csv: a table; folders: class subfolders; auto: what is there",
         choices=("auto", "txt", "csv", "folders", "none"),
     )
     table: str | None = opt(None, "the CSV or TSV, relative to path; the only one there where not given")
@@ -33,7 +33,9 @@ class FolderSettings:
 class WebDatasetSettings:
     """WebDataset shards (tar files), local or remote, read at random through an index."""
 
-    urls: str = opt(help='brace pattern such as "train-{000000..000041}.tar", several joined by ::, or a folder')
+    urls: str = opt(
+        help='brace pattern such as "train-{000000..000041}.tar", several joined by ::, or a folder'
+    )
     caption: str = opt("txt", "member that holds the caption, a json field such as json.caption, or none")
     crop: str = opt("center", "which part is kept where the aspect differs", choices=("center", "random"))
     flip: bool = opt(False, "mirror half of the pictures, drawn by position")

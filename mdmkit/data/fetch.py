@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from mdmkit.errors import MdmkitError, WrongInput
 
@@ -23,7 +24,7 @@ def cache_folder(cache: str | None) -> Path:
 
 
 def expand(urls: str) -> list[str]:
-    """The shards that a pattern names: braces as in "train-{000000..000041}.tar", or every .tar of a folder."""
+    """The shards that a pattern names: braces ("train-{000000..000041}.tar"), or a folder's .tar files."""
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
@@ -39,14 +40,16 @@ def expand(urls: str) -> list[str]:
 def local_files(urls: str, cache: Path) -> list[Path]:
     """The shards of a pattern as local files; remote ones and pipes are fetched whole into `cache`, once.
 
-    What stands in the cache is not compared with its source again. A pipe runs a shell, so it is refused unless
-    MDMKIT_ALLOW_PIPE=1 is set, as `--allow-pipe` does. WrongInput names the shards that are missing.
+    What stands in the cache is not compared with its source again. A pipe runs a shell, so it is refused
+    unless MDMKIT_ALLOW_PIPE=1 is set, as `--allow-pipe` does. WrongInput names the shards that are missing.
     """
     shards = expand(urls)
     if not shards:
         raise WrongInput(f"urls = {urls!r}: names no shard")
     if any(shard.startswith("pipe:") for shard in shards) and os.environ.get("MDMKIT_ALLOW_PIPE") != "1":
-        raise WrongInput(f"urls = {urls!r}: a pipe runs a shell; say --allow-pipe on the command line to allow it")
+        raise WrongInput(
+            f"urls = {urls!r}: a pipe runs a shell; say --allow-pipe on the command line to allow it"
+        )
     files, missing = [], []
     for shard in shards:
         remote = shard.startswith("pipe:") or "://" in shard
@@ -62,7 +65,8 @@ def local_files(urls: str, cache: Path) -> list[Path]:
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise WrongInput(
-            f"urls = {urls!r}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing[:3])}{more}"
+            f"urls = {urls!r}: {len(missing)} of {len(shards)} shards are missing: "
+            f"{', '.join(missing[:3])}{more}"
         )
     return files
 
@@ -70,10 +74,18 @@ def local_files(urls: str, cache: Path) -> list[Path]:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Only one process of this machine at a time; the others wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise MdmkitError(
+            f"{path.parent}: cannot be used as a cache: {error}; say another by cache = ..."
+        ) from error
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _cached(url: str, cache: Path) -> Path:
@@ -99,7 +111,7 @@ def _fetch(url: str, file: Path) -> None:
         raise MdmkitError(f"{url}: cannot be fetched: {type(error).__name__}: {error}") from error
 
 
-def _open(url: str):
+def _open(url: str) -> Any:
     if url.startswith("pipe:"):
         from webdataset.gopen import gopen
 
@@ -107,5 +119,7 @@ def _open(url: str):
     try:
         import fsspec
     except ImportError as error:
-        raise MdmkitError(f"{url}: remote shards need fsspec ({error}); pip install 'mdmkit[data]'") from error
+        raise MdmkitError(
+            f"{url}: remote shards need fsspec ({error}); pip install 'mdmkit[data]'"
+        ) from error
     return fsspec.open(url, "rb")

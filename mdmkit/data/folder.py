@@ -18,10 +18,11 @@ __all__ = ["Folder"]
 class Folder:
     """Pictures under `path`, at any depth, shuffled anew in every epoch.
 
-    `captions`: "txt" reads `name.txt` beside each picture; "csv" reads a CSV or TSV with a header and columns
-    `file_column` (relative to the table) and `caption_column`, namely `table`, or else the only one in the folder;
-    "folders" takes the name of the first subfolder as caption; "none" gives every picture the empty caption; "auto"
-    takes a table where there is one, .txt files where there are any, and else subfolders.
+    `captions`: "txt" reads `name.txt` beside each picture; "csv" reads a CSV or TSV with a header and
+    columns `file_column` (relative to the table) and `caption_column`, namely `table`, or else the only one
+    in the folder; "folders" takes the name of the first subfolder as caption; "none" gives every picture
+    the empty caption; "auto" takes a table where there is one, .txt files where there are any, and else
+    subfolders.
 
     WrongInput where the folder, pictures or captions are missing.
     """
@@ -57,7 +58,11 @@ class Folder:
             where = self.root / (table or _only(tables, path))
             self.table = _read_table(where, self.root, file_column, caption_column)
             self.files = sorted(self.table)
-            _refuse(path, "named in the table but not there", [f for f in self.files if not (self.root / f).is_file()])
+            _refuse(
+                path,
+                "named in the table but not there",
+                [f for f in self.files if not (self.root / f).is_file()],
+            )
         elif captions in ("txt", "folders", "none"):
             self.files = [name for name in names if _suffix(name) in EXTENSIONS]
         else:
@@ -68,7 +73,11 @@ class Folder:
         if captions == "txt":
             texts = {name[: -len(".txt")]: name for name in names if _suffix(name) == "txt"}
             stems = {name: name.rpartition(".")[0] for name in self.files}
-            _refuse(path, "without a .txt beside them", [name for name, stem in stems.items() if stem not in texts])
+            _refuse(
+                path,
+                "without a .txt beside them",
+                [name for name, stem in stems.items() if stem not in texts],
+            )
             self.texts = {name: texts[stem] for name, stem in stems.items()}
         if captions == "folders":
             _refuse(path, "outside of any class folder", [name for name in self.files if "/" not in name])
@@ -83,7 +92,7 @@ class Folder:
     def sample(self, position: int) -> Sample:
         """The sample at this position; unreadable ones are passed over."""
         return first_readable(
-            self.order.from_(position), lambda place: self._read(place, position), max_bad=self.max_bad
+            self.order.candidates(position), lambda place: self._read(place, position), max_bad=self.max_bad
         )
 
     def captions(self, count: int, held_out: bool = False) -> list[str]:
@@ -139,15 +148,17 @@ def _guess(names: list[str], path: str) -> str:
     if not pictures:
         raise WrongInput(f"{path}: found no pictures ({', '.join(EXTENSIONS)})")
     raise WrongInput(
-        f"{path}: found no captions; add a .txt beside each picture, a CSV with columns file and caption, or class "
-        'subfolders, or say captions = "none"'
+        f"{path}: found no captions; add a .txt beside each picture, a CSV with columns file and caption, or "
+        'class subfolders, or say captions = "none"'
     )
 
 
 def _only(tables: list[str], path: str) -> str:
     if len(tables) != 1:
         found = f"found {len(tables)} ({', '.join(tables)})" if tables else "found none"
-        raise WrongInput(f"{path}: expected one .csv or .tsv in the folder, {found}; say which by table = ...")
+        raise WrongInput(
+            f"{path}: expected one .csv or .tsv in the folder, {found}; say which by table = ..."
+        )
     return tables[0]
 
 
@@ -160,10 +171,14 @@ def _read_table(where: Path, root: Path, file_column: str, caption_column: str) 
             for column in (file_column, caption_column):
                 if column not in (rows.fieldnames or ()):
                     known = ", ".join(rows.fieldnames or ()) or "none"
-                    raise WrongInput(f"{where}: expected a header with column {column!r}, got columns: {known}")
+                    raise WrongInput(
+                        f"{where}: expected a header with column {column!r}, got columns: {known}"
+                    )
             for row in rows:
                 if row[file_column] is None or row[caption_column] is None:
-                    raise WrongInput(f"{where}:{rows.line_num}: expected {len(rows.fieldnames or ())} columns, got fewer")
+                    raise WrongInput(
+                        f"{where}:{rows.line_num}: expected {len(rows.fieldnames or ())} columns, got fewer"
+                    )
                 name = os.path.relpath(where.parent / row[file_column], root).replace(os.sep, "/")
                 if name in captions:
                     raise WrongInput(f"{where}:{rows.line_num}: {row[file_column]} is named twice")

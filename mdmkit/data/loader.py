@@ -29,12 +29,12 @@ def batches(
 ) -> Iterator[Batch]:
     """One batch for each list of positions, in their order, the same with any number of workers.
 
-    A run that goes on at another step gives the positions from that step on. `positions_by_step` may be endless; it is
-    read ahead by `workers * prefetch` steps. Close the iterator (or use it up) to stop the workers. MdmkitError, in one
-    line, for whatever goes wrong in the dataset.
+    A run that goes on at another step gives the positions from that step on. `positions_by_step` may be
+    endless; it is read ahead by `workers * prefetch` steps. Close the iterator (or use it up) to stop the
+    workers. MdmkitError, in one line, for whatever goes wrong in the dataset.
     """
     loader = DataLoader(
-        _Reader(dataset),
+        _Reader(dataset),  # type: ignore[arg-type]  # DataLoader only asks for __getitem__
         batch_sampler=positions_by_step,  # type: ignore[arg-type]  # any iterable of lists
         collate_fn=_as_is,
         num_workers=workers,
@@ -75,7 +75,9 @@ def collate(samples: Sequence[Sample], positions: Sequence[int], resolution: tup
         images[row] = torch.from_numpy(np.ascontiguousarray(sample.image)).permute(2, 0, 1)
     with_features = [sample for sample in samples if sample.features is not None]
     if len(with_features) not in (0, len(samples)):
-        raise ValueError(f"{len(with_features)} of {len(samples)} samples have text features; expected all or none")
+        raise ValueError(
+            f"{len(with_features)} of {len(samples)} samples have text features; expected all or none"
+        )
     features = mask = None
     if with_features:
         features, mask = _padded(samples)

@@ -24,9 +24,10 @@ class Place(NamedTuple):
 class Order:
     """position -> place, where every epoch holds each sample exactly once, in an order of its own.
 
-    Each epoch permutes the shards and cuts them into windows of `window` shards; the samples of a window are permuted
-    among themselves, so that a reader has few shards open at a time. `sizes` are the shards' numbers of samples;
-    samples that are not in shards are one shard. All of it is a function of (seed, position).
+    Each epoch permutes the shards and cuts them into windows of `window` shards; the samples of a window
+    are permuted among themselves, so that a reader has few shards open at a time. `sizes` are the shards'
+    numbers of samples; samples that are not in shards are one shard. All of it is a function of (seed,
+    position).
     """
 
     def __init__(self, sizes: Sequence[int], *, seed: int, window: int = 8, shuffle: bool = True) -> None:
@@ -61,8 +62,8 @@ class Order:
         s = int(np.searchsorted(starts, moved, side="right")) - 1
         return Place(epoch, int(shards[s]), moved - int(starts[s]))
 
-    def from_(self, position: int) -> Iterator[Place]:
-        """The place at a position, then substitutes for it drawn by its key; each sample once, then it ends."""
+    def candidates(self, position: int) -> Iterator[Place]:
+        """The place at a position, then substitutes drawn by its key; each sample comes once."""
         first = self[position]
         yield first
         seen = {(first.shard, first.row)}
@@ -84,7 +85,9 @@ class Order:
             shards = stream(self.seed, "shards", epoch).permutation(len(self.sizes))
             layout = shards, _starts(self.sizes[shards])
             # two: a batch may straddle the end of an epoch
-            self._layouts = {e: kept for e, kept in self._layouts.items() if abs(e - epoch) == 1} | {epoch: layout}
+            self._layouts = {e: kept for e, kept in self._layouts.items() if abs(e - epoch) == 1} | {
+                epoch: layout
+            }
         return layout
 
 

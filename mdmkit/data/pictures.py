@@ -32,9 +32,9 @@ def square_name(resolution: tuple[int, int]) -> str:
 def decode(data: bytes, *, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """An encoded picture as upright RGB, and the (height, width) of the original.
 
-    Transparency is laid on white, 16 bits a channel become 8, EXIF orientation is applied, of an animation the first
-    frame is taken. Where only `at_least` pixels a side are needed, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its
-    size. ValueError or OSError where the data cannot be decoded.
+    Transparency is laid on white, 16 bits a channel become 8, EXIF orientation is applied, of an animation
+    the first frame is taken. Where only `at_least` pixels a side are needed, a JPEG may be decoded at 1/2,
+    1/4 or 1/8 of its size. ValueError or OSError where the data cannot be decoded.
     """
     picture = Image.open(io.BytesIO(data))
     w, h = picture.size
@@ -68,8 +68,9 @@ def fit(
 ) -> np.ndarray:
     """The largest part of a picture with the aspect of `resolution` (h, w), resized to it: uint8 (H, W, 3).
 
-    `crop`: "center", or "random": drawn from the stream of `key`, like the horizontal flip, which half of the pictures
-    get. Resizing is bicubic over the whole area that a new pixel covers (antialiased); at the right size pixels stay.
+    `crop`: "center", or "random": drawn from the stream of `key`, like the horizontal flip, which half of
+    the pictures get. Resizing is bicubic over the whole area that a new pixel covers (antialiased); at the
+    right size pixels stay.
     """
     h, w = resolution
     width, height = picture.size

@@ -23,8 +23,9 @@ class Sample:
     """A picture and its caption.
 
     `image`: uint8 (H, W, 3) at the dataset's resolution. `size`: (height, width) of the original in pixels.
-    `features` (L, D) and `features_mask` (L,) bool: the caption's stored text features, where the dataset has them.
-    `skipped`: (key, cause) of every unreadable sample that was passed over before this one was found.
+    `features` (L, D) and `features_mask` (L,) bool: the caption's stored text features, where the dataset
+    has them. `skipped`: (key, cause) of every unreadable sample that was passed over before this one was
+    found.
     """
 
     image: np.ndarray
@@ -40,8 +41,9 @@ class Sample:
 class Batch:
     """Samples as tensors, in the order of their positions.
 
-    `images`: uint8 (B, 3, H, W). `sizes`: int64 (B, 2), height and width of the originals. `features` (B, L, D) with
-    `features_mask` (B, L) bool, padded to the longest, or None. `skipped`: (key, cause) of unreadable samples.
+    `images`: uint8 (B, 3, H, W). `sizes`: int64 (B, 2), height and width of the originals. `features` (B,
+    L, D) with `features_mask` (B, L) bool, padded to the longest, or None. `skipped`: (key, cause) of
+    unreadable samples.
     """
 
     images: Tensor
@@ -75,9 +77,10 @@ class Batch:
 class Dataset(Protocol):
     """Samples by global position, counted on endlessly over epochs.
 
-    `sample(position)` depends on the dataset's settings, its seed and `position` only, never on what was read before,
-    and must be safe to call in worker processes (the dataset is pickled to them). A dataset with epochs has `__len__`;
-    one that can name captions without their pictures has `captions(count, held_out=False) -> list[str]`.
+    `sample(position)` depends on the dataset's settings, its seed and `position` only, never on what was
+    read before, and must be safe to call in worker processes (the dataset is pickled to them). A dataset
+    with epochs has `__len__`; one that can name captions without their pictures has `captions(count,
+    held_out=False) -> list[str]`.
     """
 
     resolution: tuple[int, int]

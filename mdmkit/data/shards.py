@@ -8,7 +8,6 @@ import re
 import sys
 import tarfile
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from mdmkit.errors import MdmkitError, WrongInput
 
 from . import tarindex
-from .fetch import cache_folder, local_files, locked
+from .fetch import cache_folder, local_files
 from .order import Order, Place
 from .pictures import EXTENSIONS, as_size, decode, fit
 from .sample import Sample, Unreadable, first_readable
@@ -29,18 +28,21 @@ FEATURES = "features.safetensors"
 class WebDataset:
     """Samples in tar files: pictures, captions, json, text features.
 
-    `urls`: a brace pattern ("train-{000000..001241}.tar"), several joined by "::", or a folder; remote URLs go through
-    fsspec, fetched whole into the cache. `caption`: the member that holds the caption ("txt"), a field of a json member
-    ("json.caption"), or "none". The picture is the member packed for the wanted resolution ("64.png"), else the
-    smallest packed one above it, else the first of png, jpg, ... `features`: read the text features that `pack` has
-    stored; `empty_features()` then gives those of the empty caption. The original size for micro-conditioning is json's
-    original_width and original_height, else width and height, else the picture's.
+    `urls`: a brace pattern ("train-{000000..001241}.tar"), several joined by "::", or a folder; remote URLs
+    go through fsspec, fetched whole into the cache. `caption`: the member that holds the caption ("txt"), a
+    field of a json member ("json.caption"), or "none". The picture is the member packed for the wanted
+    resolution ("64.png"), else the smallest packed one above it, else the first of png, jpg, ...
+    `features`: read the text features that `pack` has stored; `empty_features()` then gives those of the
+    empty caption. The original size for micro-conditioning is json's original_width and original_height,
+    else width and height, else the picture's.
 
-    Shards are permuted in every epoch, their samples within windows of `window` shards. There is no splitting by rank
-    or worker: the order is global, and each rank and worker asks for the positions that are its own.
+    Shards are permuted in every epoch, their samples within windows of `window` shards. There is no
+    splitting by rank or worker: the order is global, and each rank and worker asks for the positions that
+    are its own.
 
-    The tars' headers are read once into an index in `cache` (default: ~/.cache/mdmkit), again when a shard's size or
-    time of change is another; an index that `pack` wrote beside a shard is used where it fits.
+    The tars' headers are read once into an index in `cache` (default: ~/.cache/mdmkit), again when a
+    shard's size or time of change is another; an index that `pack` wrote beside a shard is used where it
+    fits.
 
     WrongInput where shards are missing, MdmkitError where one is damaged or holds nothing.
     """
@@ -67,7 +69,7 @@ class WebDataset:
         self.features, self.max_bad = features, max_bad
         self.cache = cache_folder(cache)
         self.shards = local_files(urls, self.cache)
-        self.order = Order(self._index_all(), seed=seed, window=window, shuffle=shuffle)
+        self.order = Order(self._count_all(), seed=seed, window=window, shuffle=shuffle)
         self._open_most = 2 * window + 2
         self._indices: OrderedDict[int, tarindex.TarIndex] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()
@@ -89,7 +91,7 @@ class WebDataset:
     def sample(self, position: int) -> Sample:
         """The sample at this position; unreadable ones are passed over."""
         return first_readable(
-            self.order.from_(position), lambda place: self._read(place, position), max_bad=self.max_bad
+            self.order.candidates(position), lambda place: self._read(place, position), max_bad=self.max_bad
         )
 
     def captions(self, count: int, held_out: bool = False) -> list[str]:
@@ -106,64 +108,47 @@ class WebDataset:
         return captions
 
     def empty_features(self) -> tuple[np.ndarray, np.ndarray]:
-        """Features (L, D) and mask (L,) of the empty caption, as `pack` stored them once beside the shards."""
+        """Features (L, D) and mask (L,) of the empty caption, stored once beside the shards."""
         from safetensors.numpy import load_file
 
         file = self.shards[0].parent / f"empty.{FEATURES}"
         if not file.is_file():
-            raise WrongInput(f"{file}: the empty caption's features are not there; pack the dataset with its encoder")
+            raise WrongInput(
+                f"{file}: the empty caption's features are not there; pack the dataset with its encoder"
+            )
         stored = load_file(file)
         return stored["features"], stored["mask"].astype(bool)
 
-    def _index_all(self) -> list[int]:
+    def _count_all(self) -> list[int]:
         """The number of samples of each shard, after making the indices that are not there yet."""
         counts, damaged, told = [], [], False
         for number, shard in enumerate(self.shards):
-            index = self._stored(shard)
-            if index is None:
-                if not told and len(self.shards) > 16:
+            count = tarindex.lookup(shard, self.cache, tarindex.count)
+            if count is None:
+                if not told and len(self.shards) - number > 16:
                     left = len(self.shards) - number
                     print(f"indexing up to {left} shards into {self.cache}, once", file=sys.stderr)
                     told = True
                 try:
-                    index = self._make(shard)
+                    count = len(tarindex.make(shard, self.cache))
                 except (OSError, tarfile.TarError) as error:
                     damaged.append(f"{shard}: {error}")
-                    index = None
-            counts.append(0 if index is None else len(index))
+                    continue
+            counts.append(count)
         if damaged:
+            more = "; ..." if len(damaged) > 3 else ""
             raise MdmkitError(
-                f"{len(damaged)} of {len(self.shards)} shards cannot be read as plain tar files; fetch them again or "
-                f"leave them out: {'; '.join(damaged[:3])}{'; ...' if len(damaged) > 3 else ''}"
+                f"{len(damaged)} of {len(self.shards)} shards cannot be read as plain tar files; fetch them "
+                f"again or leave them out: {'; '.join(damaged[:3])}{more}"
             )
         if not sum(counts):
             raise MdmkitError(f"urls = {self.urls!r}: the shards hold no samples")
         return counts
 
-    def _stored(self, shard: Path) -> tarindex.TarIndex | None:
-        index = None
-        if tarindex.beside(shard).is_file():
-            index = tarindex.load(tarindex.beside(shard), stamp=tarindex.fingerprint(shard))
-        return index or tarindex.load(self._index_file(shard), stamp=_state(shard))
-
-    def _make(self, shard: Path) -> tarindex.TarIndex:
-        where = self._index_file(shard)
-        with locked(where):
-            index = tarindex.load(where, stamp=_state(shard))
-            if index is None:
-                index = tarindex.scan(shard)
-                tarindex.save(index, where, stamp=_state(shard))
-        return index
-
-    def _index_file(self, shard: Path) -> Path:
-        from hashlib import blake2b
-
-        return self.cache / "index" / f"{blake2b(str(shard).encode(), digest_size=12).hexdigest()}.npz"
-
     def _index(self, shard: int) -> tarindex.TarIndex:
         index = self._indices.get(shard)
         if index is None:
-            index = self._stored(self.shards[shard])
+            index = tarindex.lookup(self.shards[shard], self.cache)
             if index is None:
                 raise MdmkitError(f"{self.shards[shard]}: changed while it was in use; start again")
             self._indices[shard] = index
@@ -215,11 +200,6 @@ class WebDataset:
                 value = value[part]
             text = "" if value is None else str(value)
         return text.strip()
-
-
-def _state(shard: Path) -> str:
-    status = shard.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _member(members: dict[str, tuple[int, int]], ext: str) -> tuple[int, int]:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import tarfile
 import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 import numpy as np
 
 from mdmkit.errors import MdmkitError
 
-__all__ = ["TarIndex", "beside", "fingerprint", "load", "save", "scan"]
+from .fetch import locked
 
+__all__ = ["TarIndex", "beside", "count", "fingerprint", "load", "lookup", "make", "save", "scan"]
+
+Found = TypeVar("Found")
 FORMAT = 1
 
 
@@ -22,8 +29,8 @@ FORMAT = 1
 class TarIndex:
     """The members of a tar by sample and extension.
 
-    `keys`: one a sample. `extensions`: every different one, lower case. `spans` int64 (samples, extensions, 2): offset
-    and size in bytes, offset -1 where a sample has no such member.
+    `keys`: one a sample. `extensions`: every different one, lower case. `spans` int64 (samples, extensions,
+    2): offset and size in bytes, offset -1 where a sample has no such member.
     """
 
     keys: np.ndarray
@@ -42,9 +49,9 @@ class TarIndex:
 def scan(path: Path) -> TarIndex:
     """The index of a tar, by reading its headers.
 
-    Members of one name up to the first dot that follow each other are one sample, as WebDataset has it; where an
-    extension comes again, the next sample of the same key begins. OSError or tarfile.TarError where it is no tar,
-    compressed, or cut off.
+    Members of one name up to the first dot that follow each other are one sample, as WebDataset has it;
+    where an extension comes again, the next sample of the same key begins. OSError or tarfile.TarError
+    where it is no tar, compressed, or cut off.
     """
     from webdataset.tariterators import base_plus_ext
 
@@ -54,7 +61,12 @@ def scan(path: Path) -> TarIndex:
             if count % 1000 == 0:
                 tar.members.clear()  # type: ignore[attr-defined]  # else every header of a large shard stays in memory
             key, ext = base_plus_ext(member.name.removeprefix("./"))
-            if not member.isreg() or key is None or ext is None or os.path.basename(member.name).startswith("."):
+            if (
+                not member.isreg()
+                or key is None
+                or ext is None
+                or os.path.basename(member.name).startswith(".")
+            ):
                 continue
             if not samples or samples[-1][0] != key or ext.lower() in samples[-1][1]:
                 samples.append((key, {}))
@@ -92,6 +104,7 @@ def save(index: TarIndex, where: Path, *, stamp: str) -> None:
                     file,
                     format=np.array(FORMAT),
                     stamp=np.array(stamp),
+                    count=np.array(len(index)),
                     keys=index.keys,
                     extensions=np.array(index.extensions, dtype=np.str_),
                     spans=index.spans,
@@ -102,19 +115,59 @@ def save(index: TarIndex, where: Path, *, stamp: str) -> None:
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        raise MdmkitError(f"{where}: the index of a shard cannot be written: {error.strerror or error}") from error
+        raise MdmkitError(
+            f"{where}: the index of a shard cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def load(where: Path, *, stamp: str) -> TarIndex | None:
     """An index written by `save`, or None where there is none, or it is of another state of the tar."""
+    data = _read(where, stamp, ("keys", "extensions", "spans"))
+    if data is None:
+        return None
+    return TarIndex(data["keys"], tuple(str(ext) for ext in data["extensions"]), data["spans"])
+
+
+def count(where: Path, *, stamp: str) -> int | None:
+    """The number of samples in an index written by `save`, without reading it whole; None as in `load`."""
+    data = _read(where, stamp, ("count",))
+    return None if data is None else int(data["count"])
+
+
+def _read(where: Path, stamp: str, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     try:
         with np.load(where, allow_pickle=False) as data:
             if int(data["format"]) != FORMAT or str(data["stamp"]) != stamp:
                 return None
-            return TarIndex(data["keys"], tuple(str(ext) for ext in data["extensions"]), data["spans"])
-    except (OSError, ValueError, KeyError, EOFError):
-        return None  # half-written or from another program: made again
-    except Exception as error:
-        if type(error).__module__ == "zipfile":
-            return None
-        raise
+            return {name: data[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None  # not there, half a file, or another program's: made again
+
+
+def lookup(shard: Path, cache: Path, read: Callable[..., Found | None] = load) -> Found | None:
+    """What `read` (load or count) finds for a shard: beside it where `pack` left that, else in the cache."""
+    if beside(shard).is_file():
+        found = read(beside(shard), stamp=fingerprint(shard))
+        if found is not None:
+            return found
+    return read(_kept(shard, cache), stamp=_state(shard))
+
+
+def make(shard: Path, cache: Path) -> TarIndex:
+    """The shard's index, made and kept in the cache if it is not there; as in `scan` where that fails."""
+    where, stamp = _kept(shard, cache), _state(shard)
+    with locked(where):
+        index = load(where, stamp=stamp)  # another rank may have been first
+        if index is None:
+            index = scan(shard)
+            save(index, where, stamp=stamp)
+    return index
+
+
+def _kept(shard: Path, cache: Path) -> Path:
+    return cache / "index" / f"{blake2b(str(shard).encode(), digest_size=12).hexdigest()}.npz"
+
+
+def _state(shard: Path) -> str:
+    status = shard.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
