@@ -57,16 +57,11 @@ def scan(path: Path) -> TarIndex:
 
     samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
     with tarfile.open(path, "r:") as tar:
-        for count, member in enumerate(tar):
-            if count % 1000 == 0:
-                tar.members.clear()  # type: ignore[attr-defined]  # else every header of a large shard stays in memory
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # else the headers of a large shard stay in memory
             key, ext = base_plus_ext(member.name.removeprefix("./"))
-            if (
-                not member.isreg()
-                or key is None
-                or ext is None
-                or os.path.basename(member.name).startswith(".")
-            ):
+            hidden = os.path.basename(member.name).startswith(".")
+            if key is None or ext is None or hidden or not member.isreg():
                 continue
             if not samples or samples[-1][0] != key or ext.lower() in samples[-1][1]:
                 samples.append((key, {}))
