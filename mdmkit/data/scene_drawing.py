@@ -9,7 +9,7 @@ import numpy as np
 
 from .scenes import COLOURS, Scene
 
-__all__ = ["OUTLINES", "coverage", "draw"]
+__all__ = ["FINE", "OUTLINES", "cover", "draw"]
 
 FINE = 64  # least samples along the shorter side, pooled down to the picture's own pixels
 
@@ -101,36 +101,37 @@ def _second_tone(texture: str, u: Array, v: Array, pixel: float) -> Array:
     return 0.5 + 0.5 * wave_u * wave_v
 
 
-def coverage(
-    shape: str, texture: str, x: float, y: float, radius: float, resolution: tuple[int, int]
-) -> tuple[tuple[slice, slice], Array, Array | None]:
-    """How much of each pixel an object covers.
+def cover(
+    shape: str,
+    texture: str,
+    centre: tuple[float, float],
+    radius: float,
+    window: tuple[int, int, int, int],
+    factor: int,
+) -> tuple[Array, Array | None]:
+    """How much of each pixel of a window an object covers.
 
-    x and y in shares of width and height, radius in shorter sides. Returns the rows and columns that it can touch,
-    the share (h, w) of those pixels that is inside, and the share that is inside in the second tone (None: solid).
+    centre (x, y) and radius in pixels, window (top, bottom, left, right), `factor` samples a pixel and axis. Returns
+    the share (h, w) that is inside, and the share that is inside in the second tone (None: solid).
     """
-    height, width = resolution
-    unit = radius * min(height, width)
-    factor = -(-FINE // min(height, width))
-    cx, cy = x * width, y * height
-    top, bottom = max(math.floor(cy - unit), 0), min(math.ceil(cy + unit), height)
-    left, right = max(math.floor(cx - unit), 0), min(math.ceil(cx + unit), width)
-    rows, columns = max(bottom - top, 0), max(right - left, 0)
-    u = ((left - cx) + (np.arange(columns * factor) + 0.5) / factor)[None, :] / unit
-    v = ((top - cy) + (np.arange(rows * factor) + 0.5) / factor)[:, None] / unit
-    pixel = 1.0 / (unit * factor)
-    inside = np.clip(0.5 - OUTLINES[shape](u, v) / pixel, 0.0, 1.0)
-    second = None if texture == "solid" else inside * _second_tone(texture, u, v, pixel)
+    top, bottom, left, right = window
+    rows, columns = bottom - top, right - left
+    u = ((left - centre[0]) + (np.arange(columns * factor) + 0.5) / factor)[None, :] / radius
+    v = ((top - centre[1]) + (np.arange(rows * factor) + 0.5) / factor)[:, None] / radius
+    sample = 1.0 / (radius * factor)
+    inside = np.clip(0.5 - OUTLINES[shape](u, v) / sample, 0.0, 1.0)
+    second = None if texture == "solid" else inside * _second_tone(texture, u, v, sample)
 
     def pooled(fine: Array) -> Array:
         return fine if factor == 1 else fine.reshape(rows, factor, columns, factor).mean((1, 3))
 
-    return (slice(top, bottom), slice(left, right)), pooled(inside), None if second is None else pooled(second)
+    return pooled(inside), None if second is None else pooled(second)
 
 
 def draw(scene: Scene, resolution: tuple[int, int]) -> Array:
     """The picture of a scene, uint8 (h, w, 3), anti-aliased: close to any finer drawing of it, average-pooled."""
     height, width = resolution
+    factor = -(-FINE // min(height, width))
     start, end, (along_x, along_y) = scene.background
     picture = np.empty((height, width, 3))
     picture[:] = start
@@ -140,9 +141,13 @@ def draw(scene: Scene, resolution: tuple[int, int]) -> Array:
         ramp = 0.5 + ramp_x[None, :] + ramp_y[:, None]
         picture += ramp[..., None] * (np.array(end) - np.array(start))
     for thing in scene.objects:
-        at, inside, second = coverage(thing.shape, thing.texture, thing.x, thing.y, thing.radius, resolution)
+        x, y, radius = thing.x * width, thing.y * height, thing.radius * min(height, width)
+        top, bottom = max(math.floor(y - radius), 0), min(math.ceil(y + radius), height)
+        left, right = max(math.floor(x - radius), 0), min(math.ceil(x + radius), width)
+        window = (top, bottom, left, right)
+        inside, second = cover(thing.shape, thing.texture, (x, y), radius, window, factor)
         first_tone, second_tone = COLOURS[thing.colour]
-        patch = picture[at]
+        patch = picture[top:bottom, left:right]
         patch += inside[..., None] * (np.array(first_tone) - patch)
         if second is not None:
             patch += second[..., None] * (np.array(second_tone, dtype=float) - np.array(first_tone))

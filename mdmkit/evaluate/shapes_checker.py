@@ -6,14 +6,14 @@ outline is fitted by each known shape in turn (analysis by synthesis). `check` t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from itertools import permutations
 
 import attrs
 import numpy as np
 
 from mdmkit.data.scene_captions import parse
-from mdmkit.data.scene_drawing import coverage
+from mdmkit.data.scene_drawing import FINE, cover
 from mdmkit.data.scenes import COLOURS, POSITIONS, RADII, SHAPES, TEXTURES, Stated, Statement, holds
 
 __all__ = ["FoundObject", "Verdict", "check", "read"]
@@ -24,7 +24,12 @@ LARGEST = 48  # shorter side at which pictures are read; larger ones are pooled 
 OBJECT = 70.0  # distance in RGB (0..255) from the background from which a pixel belongs to an object
 FAINTEST = 190.0  # least distance of any colour's tone from a light background
 SMALLEST = 0.004  # of the picture's pixels; less is a speck
-BLURS = (0.0, 0.6)  # in pixels; a small model draws soft edges
+REACH = 3  # pixels around an object that its outline is fitted in
+SPECK = 0.08  # a soft mask below this is noise
+FINALISTS = 3  # shapes whose outlines are fitted closely
+NUDGE = 0.25  # of a pixel, for slopes
+CONTRAST = 0.4  # least distance of a texture's tones, as a share of the drawn one
+BLURS = (0.0, 0.5, 0.8)  # in pixels; a small model draws soft edges
 ACROSS = 1.2  # for relations: as CLEAR in scenes, with room for a reading that is not exact
 ASIDE = 0.06  # an object farther than this from the centre stands at a side
 
@@ -89,13 +94,14 @@ def judge(found: tuple[FoundObject, ...], stated: Statement) -> Verdict:
 def read(picture: Array) -> tuple[FoundObject, ...]:
     """The objects in a picture, float (3, H, W) in [-1, 1] or uint8 (H, W, 3), from left to right."""
     pixels = _pixels(picture)
-    difference = pixels - _background(pixels)
+    background = _background(pixels)
+    difference = pixels - background
     distance = np.sqrt((difference * difference).sum(-1))
     threshold = float(np.clip(0.4 * distance.max(), 25.0, OBJECT))
     labels = _components(distance > threshold)
     names, areas = np.unique(labels[labels > 0], return_counts=True)
     kept = [int(name) for name, area in zip(names, areas, strict=True) if area >= max(2, SMALLEST * labels.size)]
-    found = [_read_object(difference, distance, labels, name, count=len(kept)) for name in kept]
+    found = [_read_object(pixels, background, labels, name, count=len(kept)) for name in kept]
     return tuple(sorted(found, key=lambda thing: thing.x))
 
 
@@ -188,38 +194,42 @@ def _components(mask: Array) -> Array:
             return labels
 
 
-def _read_object(difference: Array, distance: Array, labels: Array, name: int, count: int) -> FoundObject:
-    mine = labels == name
-    others = (labels > 0) & ~mine
-    rows, columns = np.nonzero(mine)
-    reach = 3
-    top, bottom = max(rows.min() - reach, 0), rows.max() + reach + 1
-    left, right = max(columns.min() - reach, 0), columns.max() + reach + 1
-    near = np.zeros_like(mine)
-    near[top:bottom, left:right] = True
-    near &= ~others
+def _read_object(pixels: Array, background: Array, labels: Array, name: int, count: int) -> FoundObject:
+    height, width = labels.shape
+    rows, columns = np.nonzero(labels == name)
+    top, bottom = max(int(rows.min()) - REACH, 0), min(int(rows.max()) + 1 + REACH, height)
+    left, right = max(int(columns.min()) - REACH, 0), min(int(columns.max()) + 1 + REACH, width)
+    at = (slice(top, bottom), slice(left, right))
+    mine = labels[at] == name
+    near = mine | (labels[at] == 0)
+    difference = np.where(near[..., None], (pixels - background)[at], 0.0)
+    distance = np.sqrt((difference * difference).sum(-1))
 
-    # full is the distance of a pixel that lies wholly inside, in the fainter of a texture's two tones
+    # how far from the background a pixel is that lies wholly inside, in the fainter of a texture's two tones
     inner = mine & _eroded(mine)
     full = float(np.percentile(distance[inner], 30)) if inner.sum() >= 3 else float(distance[mine].max())
     cap = min(full, FAINTEST)
-    soft = np.where(near, np.minimum(distance / cap, 1.0), 0.0)
-    soft[soft < 0.08] = 0.0
-    fits = [_fit(soft, full / cap, shape) for shape in SHAPES]
-    best = int(np.argmin([misfit for misfit, _ in fits]))
-    misfit, pose = fits[best]
-    shape = SHAPES[best]
-    inside, _ = _template(shape, "solid", pose, mine.shape)
-    weights = np.where(near, inside, 0.0)
-    # the mean of an object's tones, of partly covered pixels too
-    tone = (weights[..., None] * difference).sum((0, 1)) / max((weights * weights).sum(), 1e-9)
-    background = 243.0  # replaced below by the caller's own estimate through `difference`
-    colour = _nearest_colour(tone + background)
-    texture = _texture(difference, near, shape, pose)
-    x, y, radius = pose
+    soft = np.minimum(distance / cap, 1.0)
+    soft[soft < SPECK] = 0.0
+    fit = _best_fit(_Patch(soft, full / cap, near, (top, bottom, left, right), -(-FINE // min(height, width))))
+
+    inside, _ = fit.patch.outline(fit.shape, "solid", fit.pose, fit.blur)
+    # the mean of an object's tones, from partly covered pixels too
+    tone = (inside[..., None] * difference).sum((0, 1)) / max(float((inside * inside).sum()), 1e-9)
+    colour = _nearest_colour(tone + background[at].mean((0, 1)))
+    radius = float(fit.pose[2]) / min(height, width)
     sizes = RADII[min(count, max(RADII))]
-    size = min(sizes, key=lambda word: abs(np.log(radius / sizes[word])))
-    return FoundObject(shape, colour, size, texture, x, y, radius, float(soft.sum()), misfit)
+    return FoundObject(
+        shape=fit.shape,
+        colour=colour,
+        size=min(sizes, key=lambda word: abs(np.log(radius / sizes[word]))),
+        texture=_texture(difference, fit, colour),
+        x=float(fit.pose[0]) / width,
+        y=float(fit.pose[1]) / height,
+        radius=radius,
+        area=float(soft.sum()),
+        misfit=fit.misfit,
+    )
 
 
 def _eroded(mask: Array) -> Array:
@@ -227,58 +237,86 @@ def _eroded(mask: Array) -> Array:
     return padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
 
-def _template(shape: str, texture: str, pose: tuple[float, float, float], size: tuple[int, ...]) -> tuple[Array, Array]:
-    at, inside, second = coverage(shape, texture, *pose, (size[0], size[1]))
-    whole, tone = np.zeros(size), np.zeros(size)
-    whole[at] = inside
-    if second is not None:
-        tone[at] = second
-    return whole, tone
+@attrs.frozen(eq=False)
+class _Patch:
+    """The surroundings of one object: its soft mask, and how pixels were capped to get it."""
+
+    soft: Array
+    gain: float
+    near: Array  # where no other object is
+    window: tuple[int, int, int, int]
+    factor: int
+
+    def outline(self, shape: str, texture: str, pose: Array, blur: float) -> tuple[Array, Array]:
+        """The share of each pixel inside a shape at pose (x, y, radius) in pixels, and the share in a second tone."""
+        x, y, radius = (float(number) for number in pose)
+        inside, second = cover(shape, texture, (x, y), radius, self.window, self.factor)
+        inside = _blurred(inside, blur) * self.near
+        return inside, np.zeros_like(inside) if second is None else _blurred(second, blur) * self.near
+
+    def expected(self, shape: str, pose: Array, blur: float) -> Array:
+        """The soft mask that a shape at this pose would give."""
+        return np.minimum(self.outline(shape, "solid", pose, blur)[0] * self.gain, 1.0)
 
 
-def _fit(soft: Array, gain: float, shape: str) -> tuple[float, tuple[float, float, float]]:
-    """Least misfit of a shape's outline to a soft mask, and the pose (x, y, radius) where it is reached."""
-    height, width = soft.shape
-    area = soft.sum()
-    ys, xs = np.nonzero(soft > 0.5)
-    if not len(ys):
-        ys, xs = np.nonzero(soft > 0)
-    unit_area, (ox, oy) = _MOMENTS[shape]
-    short = min(height, width)
-    radius = float(np.sqrt(area / unit_area)) / short
-    cy, cx = ((soft.sum(1) * (np.arange(height) + 0.5)).sum() / area, (soft.sum(0) * (np.arange(width) + 0.5)).sum() / area)
-    pose = np.array([cx / width - ox * radius * short / width, cy / height - oy * radius * short / height, radius])
-    best = (np.inf, tuple(pose))
-    for blur in BLURS:
-        here = pose.copy()
-        for _ in range(4):
-            residual = soft - _outline(shape, here, soft.shape, gain, blur)
-            misfit = float((residual * residual).sum() / area)
-            if misfit < best[0]:
-                best = (misfit, tuple(float(p) for p in here))
-            steps = np.array([0.25 / width, 0.25 / height, 0.25 / short])
-            slopes = []
-            for i in range(3):
-                moved = here.copy()
-                moved[i] += steps[i]
-                slopes.append(((soft - residual) * 0 + _outline(shape, moved, soft.shape, gain, blur) - (soft - residual)).ravel() / steps[i])
-            jacobian = np.stack(slopes, axis=1)
-            change, *_ = np.linalg.lstsq(jacobian, residual.ravel(), rcond=None)
-            here = here + np.clip(change, -8 * steps, 8 * steps)
-            here[2] = np.clip(here[2], 1.0 / short, 0.7)
+@attrs.frozen(eq=False)
+class _Fit:
+    patch: _Patch
+    shape: str
+    blur: float
+    pose: Array
+    misfit: float
+
+
+def _best_fit(patch: _Patch) -> _Fit:
+    """The shape whose outline, moved, scaled and blurred, is closest to the soft mask."""
+    rough = [_refined(_first_guess(patch, shape), steps=1) for shape in SHAPES]
+    rough.sort(key=lambda fit: fit.misfit)
+    fits = [
+        _refined(attrs.evolve(fit, blur=blur, misfit=np.inf), steps=3) for fit in rough[:FINALISTS] for blur in BLURS
+    ]
+    return min(fits, key=lambda fit: fit.misfit)
+
+
+def _first_guess(patch: _Patch, shape: str) -> _Fit:
+    """Area and centre of mass of the mask give radius and centre."""
+    soft, (top, _, left, _) = patch.soft, patch.window
+    area = float(soft.sum())
+    unit_area, offset_x, offset_y = _MOMENTS[shape]
+    radius = math.sqrt(area / unit_area)
+    x = left + float((soft.sum(0) * (np.arange(soft.shape[1]) + 0.5)).sum()) / area - offset_x * radius
+    y = top + float((soft.sum(1) * (np.arange(soft.shape[0]) + 0.5)).sum()) / area - offset_y * radius
+    return _Fit(patch, shape, BLURS[0], np.array([x, y, radius]), np.inf)
+
+
+def _refined(fit: _Fit, steps: int) -> _Fit:
+    """Gauss-Newton on (x, y, radius); the best pose on the way."""
+    patch, best, pose = fit.patch, fit, fit.pose
+    area = float(patch.soft.sum())
+    for step in range(steps + 1):
+        expected = patch.expected(fit.shape, pose, fit.blur)
+        residual = patch.soft - expected
+        misfit = float((residual * residual).sum()) / area
+        if misfit < best.misfit:
+            best = attrs.evolve(fit, pose=pose, misfit=misfit)
+        if step == steps:
+            break
+        moved = [patch.expected(fit.shape, pose + NUDGE * axis, fit.blur) for axis in np.eye(3)]
+        jacobian = np.stack([((m - expected) / NUDGE).ravel() for m in moved], axis=1)
+        change, *_ = np.linalg.lstsq(jacobian, residual.ravel(), rcond=None)
+        pose = pose + np.clip(change, -2.0, 2.0)
+        pose[2] = max(pose[2], 1.0)
     return best
 
 
-def _outline(shape: str, pose: Array, size: tuple[int, ...], gain: float, blur: float) -> Array:
-    x, y, radius = (float(p) for p in pose)
-    whole, _ = _template(shape, "solid", (x, y, radius), size)
-    if blur:
-        side = np.exp(-0.5 / blur**2)
-        kernel = np.array([side, 1.0, side]) / (1 + 2 * side)
-        padded = np.pad(whole, 1, mode="edge")
-        whole = kernel[0] * padded[:-2] + kernel[1] * padded[1:-1] + kernel[2] * padded[2:]
-        whole = kernel[0] * whole[:, :-2] + kernel[1] * whole[:, 1:-1] + kernel[2] * whole[:, 2:]
-    return np.minimum(whole * gain, 1.0)
+def _blurred(picture: Array, blur: float) -> Array:
+    if not blur:
+        return picture
+    side = math.exp(-0.5 / blur**2)
+    outer, middle = side / (1 + 2 * side), 1 / (1 + 2 * side)
+    padded = np.pad(picture, 1, mode="edge")
+    rows = outer * (padded[:-2] + padded[2:]) + middle * padded[1:-1]
+    return outer * (rows[:, :-2] + rows[:, 2:]) + middle * rows[:, 1:-1]
 
 
 def _nearest_colour(tone: Array) -> str:
@@ -290,30 +328,33 @@ def _nearest_colour(tone: Array) -> str:
     return min(COLOURS, key=distance)
 
 
-def _texture(difference: Array, near: Array, shape: str, pose: tuple[float, float, float]) -> str:
-    """The texture whose two tones, fitted freely, explain most of the object's pixels."""
+def _texture(difference: Array, fit: _Fit, colour: str) -> str:
+    """The texture that explains most of the object's pixels, if its two tones are about as far apart as drawn ones."""
+    first, second = (np.array(tone, dtype=float) for tone in COLOURS[colour])
+    contrast = (second - first) / ((second - first) @ (second - first))
+    data = difference[fit.patch.near]
     best, word = np.inf, "solid"
-    data = difference[near]
-    for texture in TEXTURES:
-        whole, second = _template(shape, texture, pose, near.shape)
-        design = np.stack([whole[near], second[near]], axis=1)[:, : 1 if texture == "solid" else 2]
+    for texture in TEXTURES[1:]:
+        inside, toned = fit.patch.outline(fit.shape, texture, fit.pose, fit.blur)
+        design = np.stack([inside[fit.patch.near], toned[fit.patch.near]], axis=1)
         tones, *_ = np.linalg.lstsq(design, data, rcond=None)
         residual = float(((data - design @ tones) ** 2).sum())
-        if texture == "solid":
-            residual *= 0.7  # two free tones always explain a little more than one
         if residual < best:
-            best, word = residual, texture
+            best, word = residual, texture if tones[1] @ contrast > CONTRAST else "solid"
     return word
 
 
-def _moments() -> Iterator[tuple[str, tuple[float, tuple[float, float]]]]:
-    side = 200
-    grid = (np.arange(side) + 0.5) / side * 2 - 1
+def _moments() -> dict[str, tuple[float, float, float]]:
+    """Area and centre of mass (x, y) of each shape of radius 1."""
+    side = 100
+    centres = (np.arange(side) + 0.5) * 2 / side - 1
+    moments = {}
     for shape in SHAPES:
-        whole, _ = _template(shape, "solid", (0.5, 0.5, 0.5), (side, side))
-        total = whole.sum()
-        centroid = (float((whole.sum(0) * grid).sum() / total), float((whole.sum(1) * grid).sum() / total))
-        yield shape, (float(total * (2 / side) ** 2), centroid)
+        inside, _ = cover(shape, "solid", (side / 2, side / 2), side / 2, (0, side, 0, side), 1)
+        total = float(inside.sum())
+        x, y = float((inside.sum(0) * centres).sum()), float((inside.sum(1) * centres).sum())
+        moments[shape] = (total * (2 / side) ** 2, x / total, y / total)
+    return moments
 
 
-_MOMENTS = dict(_moments())
+_MOMENTS = _moments()
