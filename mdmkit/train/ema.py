@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 __all__ = ["EMA"]
 
+Named = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
+
 
 class EMA:
     """Averages of named parameters, `a <- lerp(a, p, 1 - min(decay, (1 + n) / (10 + n)))`.
@@ -20,12 +22,10 @@ class EMA:
     level) warm up by themselves and leave the others as they are. Averages are float32 (float64 for float64).
     Buffers are not averaged: the current values are kept.
 
-    `parameters` and `buffers` are what `module.named_parameters()` and `module.named_buffers()` give.
+    `parameters` are what `module.named_parameters()` gives; `EMA.of(module, decay=...)` takes a module whole.
     """
 
-    def __init__(
-        self, parameters: Iterable[tuple[str, Tensor]], *, decay: float, buffers: Iterable[tuple[str, Tensor]] = ()
-    ) -> None:
+    def __init__(self, parameters: Named, *, decay: float, buffers: Named = ()) -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"expected 0 <= decay < 1, got {decay}; 0.999 to 0.9999 are usual")
         self.decay = decay
@@ -35,15 +35,20 @@ class EMA:
         self.updates: dict[str, int] = {}
         self.add(parameters, buffers=buffers)
 
-    def add(self, parameters: Iterable[tuple[str, Tensor]], *, buffers: Iterable[tuple[str, Tensor]] = ()) -> None:
+    @classmethod
+    def of(cls, module: nn.Module, *, decay: float) -> EMA:
+        """The averages of a whole module, its persistent buffers with them."""
+        return cls(module.named_parameters(), decay=decay, buffers=_persistent_buffers(module))
+
+    def add(self, parameters: Named, *, buffers: Named = ()) -> None:
         """Takes in new parameters at their live values, with a count of their own. ValueError for a name in use."""
-        parameters, buffers = dict(parameters), dict(buffers)
-        for name in (*parameters, *buffers):
+        fresh, fresh_buffers = dict(parameters), dict(buffers)
+        for name in (*fresh, *fresh_buffers):
             if name in self._live or name in self._live_buffers:
                 raise ValueError(f"expected new names, got {name!r}, which is averaged already")
-        self._live.update(parameters)
-        self._live_buffers.update(buffers)
-        for name, p in parameters.items():
+        self._live.update(fresh)
+        self._live_buffers.update(fresh_buffers)
+        for name, p in fresh.items():
             self.averages[name] = p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
             self.updates[name] = 0
 
@@ -108,11 +113,16 @@ class EMA:
     def copy_to(self, module: nn.Module) -> None:
         """Writes averages and buffers into another module with the same names. ValueError where names differ."""
         source = {**self.averages, **self._live_buffers}
-        target = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        target = {**dict(module.named_parameters()), **_persistent_buffers(module)}
         if odd := sorted(source.keys() ^ target.keys()):
             raise ValueError(f"expected a module with the averaged names, which differ in {_few(odd)}")
         for name, tensor in target.items():
             tensor.copy_(source[name])
+
+
+def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    kept = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
 
 def _few(names: list[str], count: int = 3) -> str:
