@@ -58,6 +58,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def rows(self, start: int, stop: int) -> Batch:
+        """The rows from `start` up to `stop` as a batch (views; `skipped` stays with the whole)."""
+        return Batch(
+            images=self.images[start:stop],
+            captions=self.captions[start:stop],
+            sizes=self.sizes[start:stop],
+            keys=self.keys[start:stop],
+            positions=self.positions[start:stop],
+            skipped=[],
+            features=None if self.features is None else self.features[start:stop],
+            features_mask=None if self.features_mask is None else self.features_mask[start:stop],
+        )
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; torch's DataLoader calls this."""
 

@@ -231,13 +231,35 @@ def forward(
         drop = dropped(rows, plan.caption_dropout, seed=plan.seed, step=step)
         captions = ["" if gone else caption for gone, caption in zip(drop, batch.captions, strict=True)]
         if batch.features is not None:
-            text["cond"], text["cond_mask"] = batch.features_with_dropped(drop, parts.empty_features, device)
+            text["cond"], text["cond_mask"] = packed_features(batch, drop, parts.empty_features, device)
         elif getattr(parts.text, "trainable", False):
             text["captions"] = captions
         else:
             text["cond"], text["cond_mask"] = parts.text(captions)
     with autocast(plan.precision, device):
         return objective(x, eps, t, micros=micro_conditions(batch, device), **text)
+
+
+def packed_features(
+    batch: Batch, drop: list[bool], empty: tuple[Tensor, Tensor] | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Features (B, L, D) and mask (B, L) that came with the data; dropped rows get those of the empty caption."""
+    assert batch.features is not None and batch.features_mask is not None
+    cond, mask = batch.features.to(device, copy=True).float(), batch.features_mask.to(device, copy=True)
+    gone = torch.tensor(drop, device=device)
+    if any(drop):
+        if empty is None:
+            raise MdmkitError(
+                "the shards hold text features but not those of the empty caption, which train.caption_dropout needs; "
+                "pack them again with mdmkit pack --features, or set train.caption_dropout = 0.0"
+            )
+        length = max(cond.shape[1], empty[0].shape[0])
+        cond, mask = (nn.functional.pad(cond, (0, 0, 0, length - cond.shape[1])),
+                      nn.functional.pad(mask, (0, length - mask.shape[1])))
+        nothing, nothing_mask = (nn.functional.pad(empty[0].to(cond), (0, 0, 0, length - len(empty[0]))),
+                                 nn.functional.pad(empty[1].to(mask), (0, length - len(empty[1]))))
+        cond[gone], mask[gone] = nothing, nothing_mask
+    return cond, mask
 
 
 def micro_conditions(batch: Batch, device: torch.device) -> dict[str, Tensor]:
