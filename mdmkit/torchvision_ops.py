@@ -1,8 +1,9 @@
 """Lets torchvision be imported beside a torch that its compiled operators were not built for.
 
-PyPI's torchvision is built for CUDA. Beside a CPU-only torch its extension does not load, and then its own import
-fails (`operator torchvision::nms does not exist`), because it registers meta kernels for operators that nobody has
-declared. transformers and torch-fidelity import it and fail with it, though they never call those operators.
+PyPI's torchvision is built for CUDA. Beside a CPU-only torch its extension does not load, and then its own
+import fails (`operator torchvision::nms does not exist`), because it registers meta kernels for operators
+that nobody has declared. transformers and torch-fidelity import it and fail with it, though they never call
+those operators.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _declared: torch.library.Library | None = None  # the declarations live as long 
 
 
 def declare() -> tuple[str, ...]:
-    """Declare the operators without which torchvision cannot be imported, where they are missing; their names.
+    """Declare the missing operators without which torchvision cannot be imported; their names.
 
-    Call it before the first import of torchvision, transformers or torch-fidelity; again is harmless. Declares nothing
-    where torchvision is not installed, has been imported, or brings its operators itself. Calling a declared operator
-    raises NotImplementedError.
+    Call it before the first import of torchvision, transformers or torch-fidelity; again is harmless.
+    Declares nothing where torchvision is not installed, has been imported, or brings its operators itself.
+    Calling a declared operator raises NotImplementedError.
     """
     global _declared
     if _declared is not None or "torchvision" in sys.modules:
@@ -42,9 +43,9 @@ def declare() -> tuple[str, ...]:
     missing = _missing()
     if missing:
         # FRAGMENT: another library may own the namespace already
-        _declared = torch.library.Library("torchvision", "FRAGMENT")
+        _declared = library = torch.library.Library("torchvision", "FRAGMENT")
         for name in missing:
-            _declared.define(_SCHEMAS[name])
+            library.define(_SCHEMAS[name])
     return missing
 
 
@@ -58,7 +59,7 @@ def _load_extension(folder: Path) -> None:
         file = folder / f"_C{suffix}"
         if file.is_file():
             try:
-                torch.ops.load_library(file)
+                torch.ops.load_library(str(file))
             except OSError:
                 continue
             return

@@ -20,9 +20,9 @@ PAD = 0  # never seen: the mask leaves it out
 class BytesEncoder(TextEncoder):
     """Features of every byte of a caption after a start token; nothing to download.
 
-    Pre-norm transformer with learned positions and full attention. Captions longer than `max_tokens - 1` bytes are
-    cut between characters, and counted in `truncated`. The length is that of the longest caption of the batch, rounded
-    up to a multiple of 8.
+    Pre-norm transformer with learned positions and full attention. Captions longer than `max_tokens - 1`
+    bytes are cut between characters, and counted in `truncated`. The length is that of the longest caption
+    of the batch, rounded up to a multiple of 8.
     """
 
     trainable = True
@@ -53,9 +53,13 @@ class BytesEncoder(TextEncoder):
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         texts = [caption_bytes(caption, self.max_tokens - 1) for caption in captions]
-        self.truncated += sum(len(text) < len(_utf8(caption)) for text, caption in zip(texts, captions, strict=True))
+        self.truncated += sum(
+            len(text) < len(_utf8(caption)) for text, caption in zip(texts, captions, strict=True)
+        )
         lengths = [1 + len(text) for text in texts]
-        ids = np.full((len(texts), padded_length(max(lengths, default=1), self.max_tokens)), PAD, dtype=np.int64)
+        ids = np.full(
+            (len(texts), padded_length(max(lengths, default=1), self.max_tokens)), PAD, dtype=np.int64
+        )
         ids[:, 0] = START
         for row, text in zip(ids, texts, strict=True):
             row[1 : 1 + len(text)] = np.frombuffer(text, dtype=np.uint8)

@@ -16,12 +16,13 @@ __all__ = ["CachedEncoder"]
 class CachedEncoder(TextEncoder):
     """Holds the features of the empty caption only; those of the samples come with the data.
 
-    In training, `dropped` puts the empty caption in place of dropped ones. The empty caption's features come from
-    `hold_empty` (the dataset has them), else from the file `empty` (safetensors with `features` (L, D) and `mask`
-    (L,)), else from `encoder`.
+    In training, `dropped` puts the empty caption in place of dropped ones. The empty caption's features
+    come from `hold_empty` (the dataset has them), else from the file `empty` (safetensors with `features`
+    (L, D) and `mask` (L,)), else from `encoder`.
 
-    `encoder` makes the encoder that the data was packed with; it is loaded when a prompt is first encoded, so that
-    training never holds it. Without it, `encode` knows the empty caption alone: ValueError for any other.
+    `encoder` makes the encoder that the data was packed with; it is loaded when a prompt is first encoded,
+    so that training never holds it. Without it, `encode` knows the empty caption alone: ValueError for any
+    other.
     """
 
     trainable = False
@@ -68,12 +69,14 @@ class CachedEncoder(TextEncoder):
         return features.expand(len(captions), -1, -1), mask.expand(len(captions), -1)
 
     def dropped(self, features: Tensor, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, L, D) and mask (B, L) of a batch, with the empty caption's in the rows (B,) that are true.
+        """A batch's features (B, L, D) and mask (B, L), with the empty caption's where `rows` (B,) is true.
 
         L grows where the empty caption is longer.
         """
         if features.shape[-1] != self.width:
-            raise ValueError(f"the data's text features have width {features.shape[-1]}, expected {self.width}")
+            raise ValueError(
+                f"the data's text features have width {features.shape[-1]}, expected {self.width}"
+            )
         empty, empty_mask = self.encode([""])
         length = max(features.shape[1], empty.shape[1])
         features, empty = (_longer(x, length).to(self._place) for x in (features, empty))
@@ -89,8 +92,8 @@ class CachedEncoder(TextEncoder):
         if self._make is not None:
             return "encoder"
         raise ValueError(
-            "the features of the empty caption are not known; give `empty`, the file that mdmkit pack writes beside "
-            "the shards, or `encoder`"
+            "the features of the empty caption are not known; give `empty`, the file that mdmkit pack writes "
+            "beside the shards, or `encoder`"
         )
 
     def _held(self) -> tuple[Tensor, Tensor]:
@@ -128,6 +131,6 @@ def _read(file: Path) -> tuple[Tensor, Tensor]:
         return stored["features"], stored["mask"]
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(
-            f"{file}: cannot read the features of the empty caption; expected a safetensors file with features and "
-            "mask, as mdmkit pack writes it"
+            f"{file}: cannot read the features of the empty caption; expected a safetensors file with "
+            "features and mask, as mdmkit pack writes it"
         ) from error

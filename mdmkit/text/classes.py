@@ -17,9 +17,9 @@ __all__ = ["ClassEncoder"]
 class ClassEncoder(TextEncoder):
     """A single token a caption: the learned vector of its class; the empty caption has one of its own.
 
-    The classes are given by exactly one of `names`, `file` (a name a line, UTF-8) and `count` (numbers only). A
-    caption is a class's name, or its number counted from 0; a name wins over a number. `classes.weight` is
-    (classes + 1, width), the empty caption's row the last.
+    The classes are given by exactly one of `names`, `file` (a name a line, UTF-8) and `count` (numbers
+    only). A caption is a class's name, or its number counted from 0; a name wins over a number.
+    `classes.weight` is (classes + 1, width), the empty caption's row the last.
 
     ValueError for a caption that is neither, and for classes that are given twice or not at all.
     """
@@ -68,7 +68,11 @@ class ClassEncoder(TextEncoder):
 
 
 def _class_names(*, names: Sequence[str], file: str | None, count: int | None) -> tuple[str, ...]:
-    given = [key for key, value in (("names", names or None), ("file", file), ("count", count)) if value is not None]
+    given = [
+        key
+        for key, value in (("names", names or None), ("file", file), ("count", count))
+        if value is not None
+    ]
     if len(given) != 1:
         raise ValueError(f"expected exactly one of names, file and count, got {', '.join(given) or 'none'}")
     if count is not None:
@@ -95,7 +99,9 @@ def _lines(file: str) -> list[str]:
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise ValueError(f"{file}: cannot read class names: {error.strerror}; expected one name a line") from error
+        raise ValueError(
+            f"{file}: cannot read class names: {error.strerror}; expected one name a line"
+        ) from error
     if not lines:
         raise ValueError(f"{file}: no class names; expected one name a line")
     return lines

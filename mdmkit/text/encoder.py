@@ -12,12 +12,12 @@ __all__ = ["TextEncoder", "padded_length"]
 class TextEncoder(nn.Module):
     """Captions to features (B, L, D) and a mask (B, L), true where there is a token.
 
-    D is `width`. Features are zero where the mask is false, and every caption has at least one token, the empty
-    string too: that is how a dropped caption is said. A caption's features do not depend on its batch mates beyond
-    rounding; L does.
+    D is `width`. Features are zero where the mask is false, and every caption has at least one token, the
+    empty string too: that is how a dropped caption is said. A caption's features do not depend on its batch
+    mates beyond rounding; L does.
 
-    `trainable`: its parameters are trained and saved with the model. Otherwise it is frozen: it holds no parameters
-    and no state as a module, takes no part in checkpoints, and `encode` records no gradients.
+    `trainable`: its parameters are trained and saved with the model. Otherwise it is frozen: it holds no
+    parameters and no state as a module, takes no part in checkpoints, and `encode` records no gradients.
 
     `truncated` counts the captions cut to the encoder's length so far.
     """
@@ -35,5 +35,5 @@ class TextEncoder(nn.Module):
 
 
 def padded_length(longest: int, limit: int) -> int:
-    """The next multiple of 8 up to `limit`: what follows sees few shapes, which compiles and caches better."""
+    """The next multiple of 8, at most `limit`: what follows sees few shapes, which caches better."""
     return min(-(-longest // 8) * 8, limit)

@@ -17,8 +17,20 @@ from mdmkit.errors import MdmkitError, WrongInput
 
 __all__ = ["Loaded", "load"]
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-TOKENIZERS = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.txt", "vocab.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+TOKENIZERS = (
+    "tokenizer.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+)
 
 
 class Loaded(NamedTuple):
@@ -42,10 +54,13 @@ def load(
         config = transformers.AutoConfig.from_pretrained(source, **options)
         if families and config.model_type not in families:
             raise WrongInput(
-                f"{model}: is of type {config.model_type}, expected one of {', '.join(families)}; take it with use = \"hf\""
+                f"{model}: is of type {config.model_type}, expected one of {', '.join(families)}; "
+                'take it with use = "hf"'
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        encoder, report = _encoder(transformers, config, source, dtype=dtype, output_loading_info=True, **options)
+        encoder, report = _encoder(
+            transformers, config, source, dtype=dtype, output_loading_info=True, **options
+        )
     # a pooler is no part of the features; some checkpoints leave it out
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
@@ -68,7 +83,7 @@ def _encoder(transformers: Any, config: Any, source: str, **options: Any) -> tup
 def _transformers() -> Any:
     if find_spec("transformers") is None:
         raise MdmkitError("pretrained text encoders need transformers; pip install 'mdmkit[text]'")
-    # captions are short: threads gain little, and the tokenizer warns at every fork of a data worker after them
+    # captions are short, threads gain little; after them every fork of a data worker would print a warning
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torchvision_ops.declare()
     import transformers
@@ -77,7 +92,7 @@ def _transformers() -> Any:
 
 
 def _source(model: str) -> str:
-    """The folder or hub id that `model` names; a folder is looked through, so that nothing missing is made up."""
+    """The folder or hub id that `model` names."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         if folder.exists():
@@ -85,12 +100,15 @@ def _source(model: str) -> str:
         if model.startswith(("/", ".", "~")) or model.count("/") > 1 or not model:
             raise WrongInput(f"{model or repr(model)}: no such folder; expected a hub id or a model's folder")
         return model
+    # transformers makes up what a folder lacks: an empty T5 tokenizer, for one
     if not (folder / "config.json").is_file():
-        raise WrongInput(f"{model}: has no config.json; expected a model's folder as save_pretrained writes it")
+        raise WrongInput(
+            f"{model}: has no config.json; expected a model's folder as save_pretrained writes it"
+        )
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise WrongInput(f"{model}: has no weights; add {WEIGHTS[0]}")
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise WrongInput(f"{model}: has no tokenizer; add tokenizer.json or {TOKENIZERS[1]} beside config.json")
+        raise WrongInput(f"{model}: has no tokenizer; add tokenizer.json beside config.json")
     return str(folder)
 
 
@@ -113,27 +131,34 @@ def _quiet(transformers: Any) -> Iterator[None]:
 @contextmanager
 def _one_line(model: str) -> Iterator[None]:
     """What transformers and the hub raise, as one line that says what to do."""
-    from huggingface_hub import errors
     from safetensors import SafetensorError
 
     try:
         yield
-    except MdmkitError:
-        raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        causes = list(_causes(error))
-        if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
-            raise WrongInput(f"{model}: asks for a licence; accept it on the hub and run `hf auth login`") from error
-        if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes):
-            raise WrongInput(f"{model}: neither a folder here nor a model on the hub; check the name") from error
-        if any(isinstance(cause, errors.RevisionNotFoundError) for cause in causes):
-            raise WrongInput(f"{model}: the hub has no such revision; check `revision`") from error
-        if any(isinstance(cause, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)) for cause in causes):
-            raise MdmkitError(_unreachable(model)) from error
-        if "trust_remote_code" in str(error):
-            raise WrongInput(f"{model}: comes with code of its own, which is never run; take another model") from error
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise WrongInput(f"{model}: cannot be loaded as a text encoder: {first}") from error
+        raise _explained(model, error) from error
+
+
+def _explained(model: str, error: Exception) -> MdmkitError:
+    from huggingface_hub import errors
+
+    def caused_by(*kinds: type[Exception]) -> bool:
+        return any(isinstance(cause, kinds) for cause in _causes(error))
+
+    if caused_by(errors.GatedRepoError):
+        return WrongInput(f"{model}: asks for a licence; accept it on the hub and run `hf auth login`")
+    if caused_by(errors.RepositoryNotFoundError):
+        return WrongInput(f"{model}: neither a folder here nor a model on the hub; check the name")
+    if caused_by(errors.RevisionNotFoundError):
+        return WrongInput(f"{model}: the hub has no such revision; check `revision`")
+    if caused_by(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        return MdmkitError(_unreachable(model))
+    if "trust_remote_code" in str(error):
+        return WrongInput(f"{model}: comes with code of its own, which is never run; take another model")
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, ImportError):
+        return MdmkitError(f"{model}: {said}; pip install 'mdmkit[text]'")
+    return WrongInput(f"{model}: cannot be loaded as a text encoder: {said}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -147,5 +172,5 @@ def _unreachable(model: str) -> str:
 
     where = f"run `hf download {model}` where there is a network, or set model to a folder that holds it"
     if constants.HF_HUB_OFFLINE:
-        return f"{model}: not in the local cache, and HF_HUB_OFFLINE forbids to download it; unset that, {where}"
+        return f"{model}: not in the local cache, and HF_HUB_OFFLINE forbids the download; unset it, {where}"
     return f"{model}: not in the local cache, and the hub cannot be reached; {where}"

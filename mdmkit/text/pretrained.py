@@ -20,22 +20,23 @@ LAYERS = ("last", "penultimate")
 
 
 class HFEncoder(TextEncoder):
-    """Features of a pretrained encoder: `last` is its output, `penultimate` the hidden state one layer before.
+    """Features of a pretrained encoder: `last` is its output, `penultimate` the state one layer before.
 
-    The penultimate state is taken as transformers gives it, without the encoder's final norm. The text half is used
-    of encoder-decoders and of CLIP. `model` is a folder, or a hub id (downloaded at the first use, then cached), there
-    at `revision`. `width` is checked against the encoder when it is loaded. `precision` is that of the encoder's
-    weights and arithmetic, whatever autocast is around it; features come in `dtype` (float32 where not given).
+    The penultimate state is taken as transformers gives it, without the encoder's final norm. The text half
+    is used of encoder-decoders and of CLIP. `model` is a folder, or a hub id (downloaded at the first use,
+    then cached), there at `revision`. `width` is checked against the encoder when it is loaded. `precision`
+    is that of the encoder's weights and arithmetic, whatever autocast is around it; features come in
+    `dtype` (float32 where not given).
 
-    The empty caption is what the tokenizer makes of "": its special tokens (`</s>` for T5, `[CLS] [SEP]` for BERT); of
-    a tokenizer without any, one padding token. Captions longer than `max_tokens`, special tokens included, are cut by
-    the tokenizer and counted in `truncated`.
+    The empty caption is what the tokenizer makes of "": its special tokens (`</s>` for T5, `[CLS] [SEP]`
+    for BERT); of a tokenizer without any, one padding token. Captions longer than `max_tokens`, special
+    tokens included, are cut by the tokenizer and counted in `truncated`.
 
-    Built on a real device, the encoder is loaded at once; on the meta device when it is first used on a real one, and
-    `encode` on meta gives meta tensors of `max_tokens` tokens without any file.
+    Built on a real device, the encoder is loaded at once; on the meta device when it is first used on a
+    real one, and `encode` on meta gives meta tensors of `max_tokens` tokens without any file.
 
-    WrongInput for an encoder that is not there, not whole or not as stated, MdmkitError where transformers or the
-    network is missing. Code that comes with a model is never run.
+    WrongInput for an encoder that is not there, not whole or not as stated, MdmkitError where transformers
+    or the network is missing. Code that comes with a model is never run.
     """
 
     trainable = False
@@ -65,7 +66,7 @@ class HFEncoder(TextEncoder):
         self.revision = revision
         self._place: Tensor  # empty: it knows the device and dtype that .to() has moved this module to
         self.register_buffer("_place", torch.empty(0, device=device, dtype=dtype), persistent=False)
-        # in a tuple, so that the encoder is no submodule: no parameters, no state, no train mode
+        # a tuple, so that the encoder is no submodule: no parameters, no state, no train mode
         self._loaded: Loaded | None = None
         if not self._place.is_meta:
             self.load()
@@ -99,12 +100,12 @@ class HFEncoder(TextEncoder):
         ids = torch.full((len(rows), length), _padding_token(tokenizer), dtype=torch.int64)
         for row, tokens in zip(ids, rows, strict=True):
             row[: len(tokens)] = torch.tensor(tokens)
-        mask = torch.arange(length) < torch.tensor([len(tokens) for tokens in rows], dtype=torch.int64).unsqueeze(1)
+        lengths = torch.tensor([len(tokens) for tokens in rows], dtype=torch.int64)
         device = self._place.device
+        mask = (torch.arange(length) < lengths.unsqueeze(1)).to(device)
         if next(encoder.parameters()).device != device:
             encoder.to(device)
-        features = self._features(encoder, ids.to(device), mask.to(device))
-        return features, mask.to(device)
+        return self._features(encoder, ids.to(device), mask), mask
 
     def _features(self, encoder: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         penultimate = self.layer == "penultimate"
@@ -134,7 +135,8 @@ class HFEncoder(TextEncoder):
         positions = getattr(encoder.config, "max_position_embeddings", None)
         if isinstance(positions, int) and 0 < positions < self.max_tokens:
             raise WrongInput(f"{self.model}: has {positions} positions; set max_tokens to at most that")
-        if len(set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)) < 2:
+        beside_words = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+        if len(tokenizer.get_vocab().keys() - beside_words) < 2:
             raise WrongInput(f"{self.model}: its tokenizer knows no words; the tokenizer's files are missing")
         embeddings = encoder.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding) and len(tokenizer) > embeddings.num_embeddings:
@@ -144,7 +146,9 @@ class HFEncoder(TextEncoder):
             )
         width = self.encode([""])[0].shape[-1]
         if width != self.width:
-            raise WrongInput(f"{self.model}: its features have width {width}; set width = {width} (it is {self.width})")
+            raise WrongInput(
+                f"{self.model}: its features have width {width}; set width = {width} (it is {self.width})"
+            )
 
     def extra_repr(self) -> str:
         return f"{self.model!r}, width={self.width}, max_tokens={self.max_tokens}, layer={self.layer!r}"
