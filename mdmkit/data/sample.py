@@ -10,7 +10,7 @@ __all__ = ["Sample"]
 
 @attrs.frozen(eq=False)
 class Sample:
-    """A captioned picture: `image` uint8 (H, W, 3), `size` (h, w) of the original, `skipped` what was passed over."""
+    """A captioned picture: `image` uint8 (H, W, 3), `size` (h, w) of the original."""
 
     image: np.ndarray
     caption: str
