@@ -17,7 +17,7 @@ Array = np.ndarray
 
 
 # Distances from the outline, negative inside, over u (to the right) and v (down), in radii of the object.
-# Every shape fits the unit circle. They are exact at straight and round edges, which is all that
+# Every shape fits the unit circle, but for corners of up to 1.06. They are exact at straight and round edges, which is all that
 # anti-aliasing needs.
 
 
@@ -39,9 +39,9 @@ def _diamond(u: Array, v: Array) -> Array:
 
 
 def _triangle(u: Array, v: Array) -> Array:
-    # equilateral, circumscribed by the unit circle a little below the centre
-    w = v - 0.16
-    return np.maximum(math.sqrt(0.75) * np.abs(u) - 0.5 * w, w) - 0.52
+    # equilateral, its own centre a little below that of the unit circle
+    w = v - 0.14
+    return np.maximum(math.sqrt(0.75) * np.abs(u) - 0.5 * w, w) - 0.49
 
 
 def _cross(u: Array, v: Array) -> Array:

@@ -142,9 +142,11 @@ def _read_object(pixels: Array, background: Array, labels: Array, name: int, cou
         _Patch(soft, full / cap, near, (top, bottom, left, right), -(-FINE // min(height, width)))
     )
 
-    inside, _ = fit.patch.outline(fit.shape, "solid", fit.pose, fit.blur)
-    # the mean of an object's tones, from partly covered pixels too
-    tone = (inside[..., None] * difference).sum((0, 1)) / max(float((inside * inside).sum()), 1e-9)
+    if inner.sum() >= 6:
+        tone = difference[inner].mean(0)
+    else:  # from partly covered pixels
+        inside, _ = fit.patch.outline(fit.shape, "solid", fit.pose, fit.blur)
+        tone = (inside[..., None] * difference).sum((0, 1)) / max(float((inside * inside).sum()), 1e-9)
     colour = _nearest_colour(tone + background[at].mean((0, 1)))
     radius = float(fit.pose[2]) / min(height, width)
     sizes = RADII[min(count, max(RADII))]
@@ -204,6 +206,7 @@ def _best_fit(patch: _Patch) -> _Fit:
     fits = [
         _refined(attrs.evolve(fit, blur=blur, misfit=np.inf), steps=3)
         for fit in rough[:FINALISTS]
+        if fit.misfit < 0.01 + 3 * rough[0].misfit
         for blur in BLURS
     ]
     return min(fits, key=lambda fit: fit.misfit)
