@@ -45,9 +45,10 @@ said: set[str] = set()
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, otherwise: str = "sdpa") -> Tensor:
     """softmax(q k' / sqrt(D)) v by xformers where it can serve; attention over nothing gives zero.
 
-    q (B, N, L, D), k and v (B, N, S, D); mask bool, True: attend, (B, S) or (B, 1, L, S). Returns (B, N, L, D).
-    otherwise: what to do where xformers cannot serve. "sdpa" takes PyTorch's attention and logs once why, "refuse"
-    raises ValueError with every condition that fails.
+    q (B, N, L, D), k and v (B, N, S, D); mask bool, True: attend, (B, S) or (B, 1, L, S). Returns the
+    shape of q.
+    otherwise: what to do where xformers cannot serve. "sdpa" takes PyTorch's attention and logs once why,
+    "refuse" raises ValueError with every condition that fails.
     """
     if q.is_meta:
         return sdpa(q, k, v, mask)
@@ -72,7 +73,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, other
 
 
 def what_fails(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
-    """The conditions that do not hold for these tensors, with what was found; empty where xformers can serve."""
+    """The conditions that these tensors fail, with what was found; empty where xformers can serve."""
     failed = []
     if backend is None:
         failed.append(not_loaded)
