@@ -235,7 +235,7 @@ def grids(
 ) -> None:
     """Draw the recipe's prompts with the weights as they are now: one labelled grid a level."""
     from mdmkit import assemble
-    from mdmkit.evaluate.grid import save_grid
+    from mdmkit.evaluate.grid import grid, grid_path
     from mdmkit.sampling.draw import draw
 
     captions = list(recipe.sample.prompts) or captions_of(parts.dataset, recipe.sample.count)
@@ -244,10 +244,11 @@ def grids(
         resolutions=parts.resolutions, captions=captions, seed=recipe.sample.seed, batch=recipe.sample.batch,
         device=device,
     )
-    (folder / "samples").mkdir(exist_ok=True)
     for level, (height, width) in enumerate(parts.resolutions):
-        path = folder / "samples" / f"step-{step:07d}-level-{level}-{height}x{width}.png"
-        picture = save_grid(path, [pyramid[level].cpu() for pyramid in pyramids], captions)
+        path = grid_path(folder, step=step, level=level)
+        picture = grid([pyramid[level].cpu() for pyramid in pyramids], captions)
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
         for logger in loggers:
             logger.images(step, f"level {level} ({height} x {width})", picture)
 
