@@ -96,4 +96,9 @@ def shrink(image: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
     At integer ratios this is the pyramid's average pooling, rounded to 8 bits.
     """
     h, w = resolution
-    return np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BOX))
+    height, width = image.shape[:2]
+    if height % h or width % w:
+        return np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BOX))
+    # Pillow rounds after each axis
+    blocks = image.reshape(h, height // h, w, width // w, 3)
+    return np.rint(blocks.mean((1, 3), dtype=np.float64)).astype(np.uint8)
