@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import signal
 import traceback
+import warnings
 from collections.abc import Generator, Iterable, Sequence
 from multiprocessing import get_context
 from typing import Any
@@ -43,12 +44,15 @@ def batches(
         # forking after torch has started threads can hang, and ends CUDA
         multiprocessing_context=_context() if workers else None,
         worker_init_fn=_start_worker if workers else None,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory and torch.accelerator.is_available(),
         # else it would draw a seed from torch's global stream
         generator=torch.Generator(),
     )
     try:
-        iterator = iter(loader)
+        with warnings.catch_warnings():
+            # torch warns at length before the error that is said below in one line
+            warnings.filterwarnings("ignore", "Got pickle error", UserWarning)
+            iterator = iter(loader)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         if not workers:
             raise

@@ -100,7 +100,7 @@ def test_too_many_unreadable_in_a_row_stop(tmp_path: Path):
         MdmkitError, match=r"^5 samples in a row could not be read, the last \d+\.png: .* max_bad$"
     ):
         Folder(seed=0, resolution=4, path=str(tmp_path), captions="none", max_bad=5).sample(0)
-    with pytest.raises(MdmkitError, match="^20 samples in a row"):
+    with pytest.raises(MdmkitError, match=r"^20 samples in a row"):
         Folder(seed=0, resolution=4, path=str(tmp_path), captions="none", max_bad=500).sample(0)
 
 

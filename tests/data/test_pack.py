@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mdmkit.data import Sample
 from mdmkit.data.folder import Folder
 from mdmkit.data.pack import pack
 from mdmkit.data.pictures import shrink
 from mdmkit.data.shards import WebDataset
 from mdmkit.errors import MdmkitError, WrongInput
-from mdmkit.streams import stream
 
-
-class Noise:
-    """Endless pictures of noise with captions of 0 to 3 words."""
-
-    resolution = (12, 8)
-
-    def __init__(self) -> None:
-        self.read: list[int] = []
-
-    def sample(self, position: int) -> Sample:
-        self.read.append(position)
-        image = stream(position).integers(0, 256, (12, 8, 3), dtype=np.uint8)
-        return Sample(image, " ".join(["größe"] * (position % 4)), f"n{position}", (100 + position, 7))
+from noise_dataset import Noise  # isort: skip
 
 
 class Lengths:
@@ -68,17 +55,15 @@ def test_a_packed_dataset_reads_the_same(tmp_path: Path):
 
 def test_shards_are_the_same_bytes_each_time(tmp_path: Path):
     for name in ("a", "b"):
-        pack(Noise(), tmp_path / name, count=5, resolutions=(4,) if name == "c" else ())
+        pack(Noise(), tmp_path / name, count=5, resolutions=(4,))
     assert (tmp_path / "a/shard-000000.tar").read_bytes() == (tmp_path / "b/shard-000000.tar").read_bytes()
 
 
 def test_webdataset_itself_reads_the_shards(tmp_path: Path):
-    import webdataset
+    from webdataset.autodecode import Decoder, imagehandler
 
     pack(Noise(), tmp_path / "out", count=3, resolutions=((6, 4),))
-    rows = list(
-        webdataset.WebDataset(str(tmp_path / "out/shard-000000.tar"), shardshuffle=False).decode("rgb8")
-    )
+    rows = list(map(Decoder([imagehandler("rgb8")]), _rows(tmp_path / "out")))
     assert [row["txt"] for row in rows] == [Noise().sample(i).caption for i in range(3)]
     assert all(np.array_equal(row["png"], Noise().sample(i).image) for i, row in enumerate(rows))
     assert rows[2]["json"] == {"caption": "größe größe", "height": 102, "width": 7, "key": "n2"}
@@ -125,7 +110,7 @@ def test_features_that_are_not_there_or_do_not_fit(tmp_path: Path):
         pack(Noise(), tmp_path / "out", count=1, encoder=Lengths(1e6))
     pack(Noise(), tmp_path / "plain", count=1)
     dataset = _back(tmp_path / "plain", features=True)
-    with pytest.raises(MdmkitError, match="it has no features.safetensors member"):
+    with pytest.raises(MdmkitError, match=r"it has no features.safetensors member"):
         dataset.sample(0)
     with pytest.raises(WrongInput, match="the empty caption's features are not there; pack the dataset with"):
         dataset.empty_features()
@@ -139,16 +124,19 @@ def test_unreadable_samples_are_left_out_not_replaced(tmp_path: Path, encoded):
     done = pack(dataset, tmp_path / "out", shard_size=4, batch=2)
     assert done.samples == 6
     assert sorted({key for key, _ in done.skipped}) == ["0.png", "4.png", "8.png"]
-    keys = [json.loads(text) for text in _jsons(tmp_path / "out")]
+    keys = [json.loads(row["json"]) for row in _rows(tmp_path / "out")]
     assert sorted(fields["key"] for fields in keys) == [f"{i}.png" for i in range(9) if i % 4]
     assert json.loads((tmp_path / "out/pack.json").read_text())["samples"] == 6
 
 
-def _jsons(out: Path) -> list[bytes]:
-    import webdataset
+def _rows(out: Path) -> list[dict[str, Any]]:
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    urls = [str(tar) for tar in sorted(out.glob("*.tar"))]
-    return [row["json"] for row in webdataset.WebDataset(urls, shardshuffle=False)]
+    rows = []
+    for tar in sorted(out.glob("*.tar")):
+        with open(tar, "rb") as stream:
+            rows += group_by_keys(tar_file_expander([{"url": str(tar), "stream": stream}]))
+    return rows
 
 
 class Stops(Exception):
@@ -160,7 +148,7 @@ def test_a_stopped_pack_goes_on(tmp_path: Path):
         if done == 8:
             raise Stops
 
-    settings = {"count": 14, "shard_size": 4, "batch": 2, "source": "mine"}
+    settings: dict[str, Any] = {"count": 14, "shard_size": 4, "batch": 2, "source": "mine"}
     with pytest.raises(Stops):
         pack(Noise(), tmp_path / "out", progress=stop, **settings)
     assert not (tmp_path / "out").exists()

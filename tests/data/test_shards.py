@@ -83,7 +83,7 @@ def test_members_of_every_kind(tmp_path: Path, write_tar, encoded):
         ("odd.tar/dir.v1/a", "ValueError: it has no json member (it has png, txt)"),
     )
     assert _captions(_one(tmp_path / "odd.tar", caption="none")) == ["", ""]
-    with pytest.raises(MdmkitError, match="json has no field 'text.fr'|no json member"):
+    with pytest.raises(MdmkitError, match=r"json has no field 'text.fr'|no json member"):
         _one(tmp_path / "odd.tar", caption="json.text.fr").sample(0)
 
 
@@ -121,7 +121,7 @@ def test_unreadable_samples_are_passed_over_and_named(tmp_path: Path, write_tar,
     assert causes["x.tar/d"] == "ValueError: it has no txt member (it has png)"
     assert causes["x.tar/e"].startswith("UnicodeDecodeError")
     with pytest.raises(
-        MdmkitError, match="^2 samples in a row could not be read, the last x.tar/.; |^2 samples"
+        MdmkitError, match=r"^2 samples in a row could not be read, the last x.tar/.; |^2 samples"
     ):
         _one(tmp_path / "x.tar", shuffle=False, caption="html", max_bad=2).sample(0)
 
@@ -195,7 +195,7 @@ def test_damaged_shards(tmp_path: Path, write_tar, encoded):
     (tmp_path / "cut.tar").write_bytes(good.read_bytes()[:6000])
     (tmp_path / "zip.tar").write_bytes(gzip.compress(good.read_bytes()))
     with pytest.raises(
-        MdmkitError, match="2 of 3 shards cannot be read as plain tar files; .*cut.tar: .*zip.tar: "
+        MdmkitError, match=r"2 of 3 shards cannot be read as plain tar files; .*cut.tar: .*zip.tar: "
     ):
         _one(tmp_path)
     (tmp_path / "none").mkdir()
@@ -231,7 +231,7 @@ def test_pipes_where_they_are_allowed(shards, tmp_path: Path, monkeypatch):
 
 def test_a_cache_that_cannot_be_written(shards, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MdmkitError, match="cannot be used as a cache: .*; say another by cache = "):
+    with pytest.raises(MdmkitError, match=r"cannot be used as a cache: .*; say another by cache = "):
         _one(shards, cache=str(tmp_path / "file"))
 
 
