@@ -74,7 +74,7 @@ def batches(
             yield item
     finally:
         if workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]  # now, not when the collector comes by
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # a traceback may keep it alive
 
 
 def collate(samples: Sequence[Sample], positions: Sequence[int], resolution: tuple[int, int]) -> Batch:

@@ -76,16 +76,20 @@ def fit(
     width, height = picture.size
     scale = min(width / w, height / h)
     box_w, box_h = min(width, w * scale), min(height, h * scale)
-    down, right, side = (float(part) for part in stream(*key, "crop").random(3)) if key else (0.5, 0.5, 1.0)
-    if crop == "center":
-        down = right = 0.5
-    elif crop != "random":
+    if crop not in ("center", "random"):
         raise ValueError(f'expected crop "center" or "random", got {crop!r}')
+    down = right = 0.5
+    mirrored = False
+    if crop == "random" or flip:
+        draws = stream(*key, "crop").random(3)
+        mirrored = flip and draws[0] < 0.5
+        if crop == "random":
+            down, right = float(draws[1]), float(draws[2])
     # whole pixels: a crop that needs no resizing must not blur
     left, top = round((width - box_w) * right), round((height - box_h) * down)
     left, top = min(left, width - box_w), min(top, height - box_h)
     resized = picture.resize((w, h), Image.Resampling.BICUBIC, box=(left, top, left + box_w, top + box_h))
-    if flip and side < 0.5:
+    if mirrored:
         resized = ImageOps.mirror(resized)
     return np.array(resized)
 

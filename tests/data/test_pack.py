@@ -149,11 +149,12 @@ def test_a_stopped_pack_goes_on(tmp_path: Path):
             raise Stops
 
     settings: dict[str, Any] = {"count": 14, "shard_size": 4, "batch": 2, "source": "mine"}
+    another: dict[str, Any] = settings | {"source": "another"}
     with pytest.raises(Stops):
         pack(Noise(), tmp_path / "out", progress=stop, **settings)
     assert not (tmp_path / "out").exists()
     with pytest.raises(WrongInput, match=r"out\.partial: holds part of another pack; delete it"):
-        pack(Noise(), tmp_path / "out", **(settings | {"source": "another"}))
+        pack(Noise(), tmp_path / "out", **another)
     dataset = Noise()
     assert pack(dataset, tmp_path / "out", **settings).samples == 14
     assert min(dataset.read) == 8
