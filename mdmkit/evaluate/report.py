@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 from mdmkit.errors import MdmkitError
 from mdmkit.train.logs import LOG_NAME, clock, read_log
 
+from .report_pictures import picture_grids
 from .report_style import STYLE
 from .report_values import (
     Entry,
@@ -33,8 +32,6 @@ from .report_values import (
 )
 
 __all__ = ["write_report"]
-
-STRIP = 8  # grids of earlier steps that are shown, at most
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -65,7 +62,7 @@ def write_report(run_dir: str | Path) -> Path:
         f'<p><span class="state {state_class}">{escape(state)}</span></p></header>',
         "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
         _facts(lines, events, run, recipe),
-        _section("Pictures", _pictures(run_dir / "samples", recipe)),
+        _section("Pictures", picture_grids(run_dir / "samples", recipe)),
         _section("Curves", _curves(lines)),
         _section("Metrics", _metrics(run_dir / "metrics.json")),
         _section("Levels", _levels(recipe, lines)),
@@ -123,6 +120,7 @@ def _facts(lines: Sequence[Entry], events: Sequence[Entry], run: Entry, recipe: 
     about = {key.rsplit(".", 1)[-1]: value for key, value in flat(run).items()}
     times = [str(entry["time"]) for entry in events if "time" in entry]
     skipped = last(lines, "skipped")
+    skipped = happened["skipped_sample"] if skipped is None else skipped
     spent = _seconds_trained(lines)
     facts: dict[str, Any] = {
         "steps": step and count(step) + (f" of {count(train['steps'])}" if "steps" in train else ""),
@@ -138,7 +136,7 @@ def _facts(lines: Sequence[Entry], events: Sequence[Entry], run: Entry, recipe: 
         "torch": about.get("torch"),
         "seed": recipe.get("run", {}).get("seed"),
         "resumed": count(happened["resumed"]) if lines else None,
-        "skipped samples": count(happened["skipped_sample"] if skipped is None else skipped) if lines else None,
+        "skipped samples": count(skipped) if lines else None,
         "bad steps": count(happened["bad_step"]) if lines else None,
     }  # fmt: skip
     shown = {name: value for name, value in facts.items() if value not in (None, [], "")}
@@ -177,64 +175,6 @@ def _curves(lines: Sequence[Entry]) -> str:
 
 def _chart(title: str, kind: str, svg: str) -> str:
     return f'<figure class="chart {kind}"><figcaption>{escape(title)}</figcaption>{svg}</figure>'
-
-
-def _pictures(folder: Path, recipe: Entry) -> str:
-    """The latest grid of each level, a strip of earlier ones under it, and pictures of other names."""
-    by_level: dict[int, list[tuple[int, Path]]] = {}
-    others = []
-    for path in sorted(folder.glob("*.png")):
-        if found := re.search(r"step-?(\d+).*level-?(\d+)", path.stem):
-            by_level.setdefault(int(found[2]), []).append((int(found[1]), path))
-        else:
-            others.append(path)
-    parts = []
-    resolutions = [level.get("resolution") for level in recipe.get("model", {}).get("levels", [])]
-    for level, grids in sorted(by_level.items()):
-        grids.sort()
-        step, latest = grids[-1]
-        side = f", {resolution(resolutions[level])}" if level < len(resolutions) else ""
-        name = f"level {level}{side}"
-        strip = "".join(
-            f"<figure>{_image(path, f'{name}, step {count(s)}', widest=340)}"
-            f"<figcaption>step {count(s)}</figcaption></figure>"
-            for s, path in _spread(grids[:-1])
-        )
-        parts.append(
-            f'<figure class="grid"><figcaption>{escape(name)} <span>step {count(step)}</span></figcaption>'
-            f"{_image(latest, name)}</figure>" + (f'<div class="strip">{strip}</div>' if strip else "")
-        )
-    parts += [
-        f'<figure class="grid"><figcaption>{escape(path.stem)}</figcaption>{_image(path, path.stem)}</figure>'
-        for path in others
-    ]
-    return f'<div class="grids">{"".join(f"<div>{part}</div>" for part in parts)}</div>' if parts else ""
-
-
-def _spread(grids: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
-    if len(grids) <= STRIP:
-        return list(grids)
-    return [grids[round(i * (len(grids) - 1) / (STRIP - 1))] for i in range(STRIP)]
-
-
-def _image(path: Path, alt: str, *, widest: int = 1600, most_bytes: int = 1_500_000) -> str:
-    """A picture as a data URI; scaled down where it is wider than `widest`, JPEG where it is big."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        return f'<p class="note">{escape(path.name)} cannot be read: {escape(str(error))}</p>'
-    data, kind = path.read_bytes(), "png"
-    if image.width > widest or len(data) > most_bytes:
-        image.thumbnail((widest, widest * 4), Image.Resampling.LANCZOS)
-        buffer = BytesIO()
-        image.save(buffer, format="JPEG", quality=86)
-        data, kind = buffer.getvalue(), "jpeg"
-    encoded = base64.b64encode(data).decode()
-    return (f'<img alt="{escape(alt)}" width="{image.width}" height="{image.height}" '
-            f'src="data:image/{kind};base64,{encoded}">')  # fmt: skip
 
 
 def _metrics(path: Path) -> str:

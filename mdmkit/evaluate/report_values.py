@@ -74,8 +74,9 @@ def level_of(name: str) -> int:
 
 def _numbers(lines: Iterable[Entry], name: str) -> Iterator[tuple[float, float]]:
     for entry in lines:
-        if isinstance(entry.get(name), int | float | str):
-            yield entry["step"], float(entry[name])
+        value = entry.get(name)
+        if isinstance(value, int | float) or value in ("nan", "inf", "-inf"):
+            yield entry.get("step", 0), float(value)
 
 
 def series(lines: Iterable[Entry], name: str) -> tuple[list[float], list[float]]:

@@ -195,9 +195,10 @@ class Progress:
         self._file = file or sys.stderr
         self._loss, self._rate, self._step = math.nan, math.nan, start_step
         self._began = self._spoke = time.monotonic()
-        console = Console(file=self._file, highlight=False)
+        self._said = -1
         self._bar: Bar | None = None
-        if console.is_terminal:
+        if self._file.isatty():
+            console = Console(file=self._file, highlight=False)
             bar = Bar(
                 TextColumn("[bold]train"), BarColumn(bar_width=None), MofNCompleteColumn(),
                 TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
@@ -216,8 +217,8 @@ class Progress:
         self._step = step
         if self._bar is not None:
             self._bar.update(self._task, completed=step, numbers=self._numbers(), left=self._left())
-        elif time.monotonic() - self._spoke >= self.interval or step == self.total:
-            self._spoke = time.monotonic()
+        elif time.monotonic() - self._spoke >= self.interval or (step == self.total != self._said):
+            self._spoke, self._said = time.monotonic(), step
             parts = [f"step {step}/{self.total}", self._numbers(), self._left()]
             print("  ".join(part for part in parts if part), file=self._file, flush=True)
 
@@ -236,7 +237,13 @@ class Progress:
 
     def _numbers(self) -> str:
         loss = "" if math.isnan(self._loss) else f"loss {self._loss:.4f}"
-        rate = "" if math.isnan(self._rate) else f"{self._rate:.3g} pictures/s"
+        rate = (
+            ""
+            if math.isnan(self._rate)
+            else f"{self._rate:.0f} pictures/s"
+            if self._rate >= 100
+            else f"{self._rate:.3g} pictures/s"
+        )
         return "  ".join(part for part in (loss, rate) if part)
 
     def _left(self) -> str:
