@@ -108,7 +108,8 @@ def test_a_whole_run_is_all_on_the_page(tmp_path: Path) -> None:
     page = report(tmp_path)
     for text in (
         "shapes <16 & 32>", "finished", "400 of 400", "12\u202f800", "0.25", "128", "1:40",
-        "2026-01-02 03:04 UTC", "cpu", "0.1.0", "2.13.0", "7", "level 0, 16 × 16", "level 1, 32 × 48", "step 100", "step 400",
+        "2026-01-02 03:04 UTC",
+        "cpu", "0.1.0", "2.13.0", "7", "level 0, 16 × 16", "level 1, 32 × 48", "step 100", "step 400",
         "prompt_accuracy.colour", "0.9375", "1:01, 1 time", "checkpoint checkpoints/step-0000300", "8, 16",
         "mdmkit run <script>alert(1)</script>", "learning rate", "gradient norm", "pictures a second",
     ):  # fmt: skip
@@ -121,14 +122,15 @@ def test_a_whole_run_is_all_on_the_page(tmp_path: Path) -> None:
 
 
 def test_pictures_on_the_page_are_those_of_the_run(tmp_path: Path) -> None:
-    latest = save_grid(grid_path(tmp_path, step=20, level=0), [torch.zeros(3, 4, 4)], ["new"])
-    save_grid(grid_path(tmp_path, step=3, level=0), [torch.zeros(3, 4, 4)], ["old"])
+    # by number, not by name: steps outgrow the zeros in front of them
+    latest = save_grid(tmp_path / "samples" / "step-20-level-0.png", [torch.zeros(3, 4, 4)], ["new"])
+    old = save_grid(tmp_path / "samples" / "step-3-level-0.png", [torch.zeros(3, 4, 4)], ["old"])
     page = report(tmp_path)
     first, second = (
         base64.b64decode(link.partition(",")[2]) for link in page.links if link.startswith("data:")
     )
     assert first == latest.read_bytes()
-    assert second == grid_path(tmp_path, step=3, level=0).read_bytes()
+    assert second == old.read_bytes()
     assert "step 3" in page.text
 
 
@@ -181,8 +183,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_shown(tmp_path: Path) -> None
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write("torn\n{}\n")
     page = report(tmp_path)
-    for text in ("run.toml cannot be read", "metrics.json cannot be read", "step-0000500-level-0.png cannot be read",
-                 "odd.png cannot be read", "log.jsonl:45: expected a JSON object", "level 1, 32 × 48"):  # fmt: skip
+    for text in (
+        "run.toml cannot be read", "metrics.json cannot be read", "step-0000500-level-0.png cannot be read",
+        "odd.png cannot be read", "log.jsonl:45: expected a JSON object", "level 1, 32 × 48",
+    ):  # fmt: skip
         assert text in page.text, text
 
 
