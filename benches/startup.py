@@ -3,8 +3,8 @@
     python benches/startup.py [--quick] [recipe.toml]
 
 Each of `list explain plugins show schema check` is run as a process of its own, in turn with `python -c pass`
-on the same interpreter, so that what else the machine does hits both alike. The answer is the median time, and
-its difference to Python's own start; well under half a second is what was promised.
+on the same interpreter, so that what else the machine does hits both alike. The answer is the median time,
+and its difference to Python's own start; well under half a second is what was promised.
 """
 
 from __future__ import annotations

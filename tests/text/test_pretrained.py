@@ -269,7 +269,7 @@ def test_a_stated_width_that_is_wrong_is_refused_once_and_again(t5_folder):
 def test_more_tokens_than_positions_or_another_family_is_refused(minilm):
     with pytest.raises(WrongInput, match="has 512 positions; set max_tokens to at most that"):
         HFEncoder(model=minilm, width=384, max_tokens=513)
-    with pytest.raises(WrongInput, match='of type bert, expected one of t5, mt5, umt5; take it with use = "hf"'):
+    with pytest.raises(WrongInput, match='bert, expected one of t5, mt5, umt5; take it with use = "hf"'):
         T5Encoder(model=minilm, width=384)
 
 
