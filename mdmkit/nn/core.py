@@ -119,7 +119,7 @@ class UNetCore(UNet):
             device=device,
             dtype=dtype,
         )
-        self.cond_dim, self.cond_width = cond_dim, width
+        self.cond_dim, self.cond_width, self.pooled_text = cond_dim, width, cond_dim is not None and pooled_text
         self.text = None
         if cond_dim is not None:
             self.text = TextPath(

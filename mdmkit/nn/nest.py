@@ -15,10 +15,16 @@ __all__ = ["Core", "NestedUNet", "Shell"]
 
 
 class Core(Protocol):
-    """Level 0 of a nest; it owns the text. `channels[0]` is the width of its features."""
+    """Level 0 of a nest; it owns the text. `channels[0]` is the width of its features.
+
+    cond_width is the width of the text features that it gives to the shells, None where it reads no text; pooled_text:
+    it also gives a vector (B, emb_dim) that is added to every level's embedding.
+    """
 
     channels: tuple[int, ...]
+    emb_dim: int
     cond_width: int | None
+    pooled_text: bool
 
     def read(self, cond: Tensor | None, mask: Tensor | None, run: Running, /) -> Text | None: ...
 
@@ -39,6 +45,8 @@ class Shell(Protocol):
     """Level r >= 1 of a nest; `ratio` is how much higher and wider its pictures are than those inside."""
 
     channels: tuple[int, ...]
+    inner_channels: int
+    emb_dim: int
     ratio: tuple[int, int]
 
     def encode(
@@ -75,6 +83,15 @@ class NestedUNet(nn.Module):
         self.levels = nn.ModuleList([core, *shells])
         self.use_checkpoint = use_checkpoint
         self.attend = attend
+        for r, shell in enumerate(self.levels[1:], 1):
+            inside, emb_dim = self.levels[r - 1].channels[0], core.emb_dim
+            if shell.inner_channels != inside:
+                raise ValueError(f"expected level {r} built with inner_channels={inside}, got {shell.inner_channels}")
+            if core.pooled_text and shell.emb_dim != emb_dim:
+                raise ValueError(
+                    f"expected level {r} built with emb_dim={emb_dim}, the core's, whose pooled text is added to its "
+                    f"own embedding, got {shell.emb_dim}"
+                )
 
     def extra_repr(self) -> str:
         return f"use_checkpoint={self.use_checkpoint}"
