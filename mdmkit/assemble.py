@@ -77,9 +77,11 @@ def nest(
     shells = []
     inner = core
     for level in picked[1:]:
-        inner = registry.build(level.network, kind="shell", inner_channels=inner.channels[0], **where)
+        told = {"inner_channels": inner.channels[0], "emb_dim": core.emb_dim, "cond_width": core.cond_width}
+        inner = registry.build(level.network, kind="shell", **told, **where)
         shells.append(inner)
-    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint)
+    attend = registry.build(recipe.model.attend, kind="attention")
+    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend)
 
 
 def text_encoder(
