@@ -108,8 +108,7 @@ class UNetCore:
     strides: tuple[int | tuple[int, ...], ...] | None = opt(
         None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
     )
-    in_channels: int = opt(3, "channels of the noisy picture", ge=1)
-    out_channels: int = opt(3, "channels of the prediction", ge=1)
+    in_channels: int = opt(3, "channels of a picture", ge=1)
     emb_dim: int | None = opt(None, "width of the time embedding; 4 * channels[0] where not given", ge=8)
     heads: int = opt(8, "attention heads", ge=1)
     norm_groups: int = opt(32, "groups of every group norm", ge=1)
@@ -149,8 +148,7 @@ class UNetShell:
     strides: tuple[int | tuple[int, ...], ...] | None = opt(
         None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
     )
-    in_channels: int = opt(3, "channels of the noisy picture", ge=1)
-    out_channels: int = opt(3, "channels of the prediction", ge=1)
+    in_channels: int = opt(3, "channels of a picture", ge=1)
     heads: int = opt(8, "attention heads", ge=1)
     norm_groups: int = opt(32, "groups of every group norm", ge=1)
     ffn: bool = opt(True, "an MLP in each attention layer")

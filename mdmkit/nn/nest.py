@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from .attention import Attend, sdpa
+from .core import TextPath
 from .shell import Encoded
-from .unet import Running, Text
+from .unet import Running, Stage, Text
 
 __all__ = ["Core", "NestedUNet", "Shell"]
 
@@ -134,6 +135,16 @@ class NestedUNet(nn.Module):
             prediction, features = shell.decode(encoded.pop(), features[: len(z_r)], run)
             predictions.append(prediction)
         return tuple(predictions)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The modules that are run again by use_checkpoint, and are worth compiling, one by one."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                yield from module.blocks
+                for layers in module.attention:
+                    yield from layers  # pyright: ignore[reportGeneralTypeIssues]
+            elif isinstance(module, TextPath):
+                yield from module.layers
 
     def _check(self, z: Sequence[Tensor], micros: Mapping[str, Tensor] | None) -> None:
         if not 1 <= len(z) <= len(self.levels):
