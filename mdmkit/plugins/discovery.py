@@ -64,7 +64,9 @@ def load_registry(
             owners = [described(name, point).owner for point in points]
             if name == BUILTIN:
                 owners.insert(0, f"mdmkit {version}")
-            loader.refuse(plugin, f"plugin name '{name}' is claimed by {' and by '.join(owners)}; uninstall one")
+            loader.refuse(
+                plugin, f"plugin name '{name}' is claimed by {' and by '.join(owners)}; uninstall one"
+            )
             continue
         try:
             loader.add(plugin, load(points[0]))
@@ -145,13 +147,18 @@ class Loader:
 
     def no_taken_prefix(self, plugin: Plugin, offer: Offer) -> None:
         """A module that is not installed chooses its prefix, but not one that is taken."""
-        taken = {entry.component.name.partition(".")[0]: entry.owner for entry in self.entries
-                 if "." in entry.component.name}
+        taken = {
+            entry.component.name.partition(".")[0]: entry.owner
+            for entry in self.entries
+            if "." in entry.component.name
+        }
         for component in offer.components:
             owner = taken.get(component.name.partition(".")[0])
             if owner is not None:
                 self.manager.unregister(name=plugin.name)
-                raise Unusable(f"{component.kind} {component.name!r} is claimed by {plugin.owner} and by {owner}")
+                raise Unusable(
+                    f"{component.kind} {component.name!r} is claimed by {plugin.owner} and by {owner}"
+                )
 
     def refuse(self, plugin: Plugin, error: str) -> None:
         self.plugins.append(attrs.evolve(plugin, error=error))
@@ -193,10 +200,14 @@ def read(plugin: Plugin, module: Any) -> Offer:
 def check(component: Any, plugin: Plugin) -> None:
     """Unusable where a registration is not in order."""
     if not isinstance(component, Component):
-        raise Unusable(f"mdmkit_components gave {component!r}, expected Component(kind, name, settings, target)")
+        raise Unusable(
+            f"mdmkit_components gave {component!r}, expected Component(kind, name, settings, target)"
+        )
     what = f"{component.kind} {component.name!r}"
     if component.kind not in KINDS:
-        raise Unusable(f"component {component.name!r}: {unknown(f'unknown kind {component.kind!r}', component.kind, KINDS)}")
+        raise Unusable(
+            f"component {component.name!r}: {unknown(f'unknown kind {component.kind!r}', component.kind, KINDS)}"
+        )
     if not (isinstance(component.settings, type) and attrs.has(component.settings)):
         raise Unusable(f"{what}: settings must be an attrs class, got {component.settings!r}")
     if type(component.version) is not int or component.version < 1:
@@ -208,7 +219,11 @@ def check(component: Any, plugin: Plugin) -> None:
         return
     if plugin.distribution is None:
         if not (prefix and dot and rest):
-            raise Unusable(f"{what}: the name of a plugin's component needs a prefix, such as my.{component.name}")
+            raise Unusable(
+                f"{what}: the name of a plugin's component needs a prefix, such as my.{component.name}"
+            )
     elif prefix != plugin.name or not rest:
-        raise Unusable(f"{what}: the name must begin with the plugin's entry-point name, as in "
-                       f"{plugin.name}.{component.name.rpartition('.')[2]}")
+        raise Unusable(
+            f"{what}: the name must begin with the plugin's entry-point name, as in "
+            f"{plugin.name}.{component.name.rpartition('.')[2]}"
+        )

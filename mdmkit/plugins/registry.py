@@ -136,7 +136,9 @@ class Registry:
                 if plugin.name == prefix:
                     return f"{start}: plugin '{prefix}' ({plugin.owner}) cannot be used: {plugin.error}"
             if prefix in self.switched_off:
-                return f"{start}: plugin '{prefix}' is switched off by MDMKIT_DISABLE_PLUGINS or MDMKIT_PLUGINS"
+                return (
+                    f"{start}: plugin '{prefix}' is switched off by MDMKIT_DISABLE_PLUGINS or MDMKIT_PLUGINS"
+                )
             if all(plugin.name != prefix for plugin in self.plugins):
                 start += f": no plugin '{prefix}' is installed"
         elsewhere = [other for other in KINDS if name in self._entries[other]]
@@ -173,7 +175,10 @@ class Registry:
         """
         entry = self.find(kind or use.kind or "", use.pinned)
         settings = self._settings(use, entry)
-        return {field.name: self._argument(field, getattr(settings, field.name)) for field in attrs.fields(type(settings))}
+        return {
+            field.name: self._argument(field, getattr(settings, field.name))
+            for field in attrs.fields(type(settings))
+        }
 
     def _settings(self, use: Use, entry: Entry) -> Any:
         if use.settings is not None:

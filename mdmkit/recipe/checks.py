@@ -59,7 +59,9 @@ def levels_nest(model: Model) -> Iterator[Problem]:
             yield Problem(path, f"levels run from low resolution to high, but {text_of((h, w))} follows "
                                 f"{text_of((ih, iw))} of levels[{r - 1}]")  # fmt: skip
         elif h % ih or w % iw:
-            yield Problem(path, f"{text_of((h, w))} is no whole multiple of {text_of((ih, iw))} of levels[{r - 1}]")
+            yield Problem(
+                path, f"{text_of((h, w))} is no whole multiple of {text_of((ih, iw))} of levels[{r - 1}]"
+            )
 
 
 def networks_fit(model: Model) -> Iterator[Problem]:
@@ -69,7 +71,9 @@ def networks_fit(model: Model) -> Iterator[Problem]:
         check = getattr(level.network.settings, "level_problems", None)
         if check is not None:
             found = check(
-                resolution=side(level.resolution), inner=None if inner is None else side(inner.resolution), index=r
+                resolution=side(level.resolution),
+                inner=None if inner is None else side(inner.resolution),
+                index=r,
             )
             yield from (Problem(path, message).under(("model", "levels", r)) for path, message in found)
         inner = level
@@ -90,7 +94,10 @@ def steps_stand_once(train: Train, growth: Use) -> Iterator[Problem]:
             if not stages:
                 yield Problem(("train", name), f"missing; expected int, here or in the stages of [growth]")
             yield from (
-                Problem(("growth", "stages", i, name), f"missing; expected int, as train.{name} is not given either")
+                Problem(
+                    ("growth", "stages", i, name),
+                    f"missing; expected int, as train.{name} is not given either",
+                )
                 for i in range(len(stages))
                 if i not in inside
             )
@@ -115,7 +122,8 @@ def guidance_needs_dropout(sample: Sample, train: Train, text: Use | None) -> It
             yield Problem(("sample", "guidance", i), "'cfg' needs a text encoder; add a [text] table")
         elif use.name == "cfg" and train.caption_dropout == 0:
             yield Problem(
-                ("sample", "guidance", i), "'cfg' needs unconditional training; set train.caption_dropout, e.g. 0.1"
+                ("sample", "guidance", i),
+                "'cfg' needs unconditional training; set train.caption_dropout, e.g. 0.1",
             )
 
 

@@ -54,7 +54,11 @@ class Document:
 
 
 def load(
-    source: str | FilePath, sets: Iterable[str] = (), registry: Registry | None = None, *, allow_pipe: bool = False
+    source: str | FilePath,
+    sets: Iterable[str] = (),
+    registry: Registry | None = None,
+    *,
+    allow_pipe: bool = False,
 ) -> Recipe:
     """The recipe of a file or of "plugin:name", with `--set` overrides, every default and version filled in.
 
@@ -119,12 +123,16 @@ def parse(text: str, sets: Iterable[str] = (), *, name: str = "recipe.toml") -> 
     except RecursionError:
         raise RecipeError([Located(name, None, Problem((), "nested too deeply"))]) from None
     except ValueError as error:  # TOMLDecodeError, and an int of more digits than Python reads
-        match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error), re.DOTALL)
+        match = re.fullmatch(
+            r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error), re.DOTALL
+        )
         message, line, column = match.groups() if match else (str(error), None, None)
         count = text.count("\n") + (not text.endswith("\n"))
         end = f" (column {column})" if column else " (end of file)" if match else ""
         message = message[:1].lower() + message[1:] + end
-        located = Located(name, int(line) if line else count if match else None, Problem((), f"not TOML: {message}"))
+        located = Located(
+            name, int(line) if line else count if match else None, Problem((), f"not TOML: {message}")
+        )
         raise RecipeError([located]) from None
     lines = scan(text)
     return Document(name, text, apply(values, overrides), lines, overrides)
@@ -150,7 +158,7 @@ def structure(document: Document, registry: Registry, *, allow_pipe: bool = Fals
 
 def in_order(located: Iterable[Located]) -> Sequence[Located]:
     """Sorted by line, what has no line first; each once."""
-    return sorted(dict.fromkeys(located), key=lambda item: (item.line or 0))
+    return sorted(dict.fromkeys(located), key=lambda item: item.line or 0)
 
 
 def plugin_problems(recipe: Recipe, registry: Registry) -> Iterable[Problem]:

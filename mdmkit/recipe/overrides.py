@@ -67,5 +67,9 @@ def put(holder: Any, rest: Sequence[str | int], done: Path, override: Override) 
         holder = {"use": holder}  # a bare string is short for this, and a string has no keys
     if not isinstance(holder, dict):
         raise WrongInput(f"--set {override.text}: {format_path(done)} is not a table in this recipe")
-    return {**holder, step: put(holder.get(step, [] if rest and isinstance(rest[0], int) else {}), rest,
-                                (*done, step), override)}
+    return {
+        **holder,
+        step: put(
+            holder.get(step, [] if rest and isinstance(rest[0], int) else {}), rest, (*done, step), override
+        ),
+    }

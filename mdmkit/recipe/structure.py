@@ -95,10 +95,16 @@ class Structurer:
         ):
             self.converter.register_structure_hook_factory(applies, factory)
         for plain in (bool, int, float, str):
-            self.converter.register_structure_hook(plain, scalar)
+            self.converter.register_structure_hook(plain, lambda value, wanted: scalar(value, wanted))
 
     def table(
-        self, raw: Any, cls: type, *, index: int = 0, own: Sequence[str] = (), partial: dict[str, Any] | None = None
+        self,
+        raw: Any,
+        cls: type,
+        *,
+        index: int = 0,
+        own: Sequence[str] = (),
+        partial: dict[str, Any] | None = None,
     ) -> Any:
         """An object of `cls` from a TOML table; `Wrong` with all problems.
 
@@ -198,7 +204,9 @@ class Structurer:
         names = [field.name for field in fields(component.settings)]
         for name in (*own, "use"):
             if name in names:
-                raise wrong(f"{kind} {picked!r} of {entry.owner} has a setting '{name}', which this table keeps for itself")
+                raise wrong(
+                    f"{kind} {picked!r} of {entry.owner} has a setting '{name}', which this table keeps for itself"
+                )
         settings = {key: value for key, value in table.items() if key != "use"}
         structured = self.table(settings, component.settings, own=(*own, "use"))
         return Use(component.name, component.version, structured, kind)
@@ -224,11 +232,14 @@ class Structurer:
             return Use(value.name, entry.component.version, self.resolve(value.settings), kind)
         if isinstance(value, tuple):
             return tuple(
-                gather((i, lambda i=i, item=item: self.resolve(item, field, i)) for i, item in enumerate(value))
+                gather(
+                    (i, lambda i=i, item=item: self.resolve(item, field, i)) for i, item in enumerate(value)
+                )
             )
         if attrs.has(type(value)):
             steps = [
-                (f.name, lambda f=f: self.resolve(getattr(value, f.name), f, index)) for f in fields(type(value))
+                (f.name, lambda f=f: self.resolve(getattr(value, f.name), f, index))
+                for f in fields(type(value))
             ]
             return type(value)(**dict(zip([name for name, _ in steps], gather(steps), strict=True)))
         return value
@@ -246,13 +257,17 @@ class Structurer:
             if endless and attrs.has(members[0]):
                 # a class that stands in a list may pick another kind of component in its first table
                 return tuple(
-                    gather((i, lambda i=i, item=item: self.table(item, members[0], index=i))
-                           for i, item in enumerate(raw))
+                    gather(
+                        (i, lambda i=i, item=item: self.table(item, members[0], index=i))
+                        for i, item in enumerate(raw)
+                    )
                 )
             wanted = [members[0]] * len(raw) if endless else members
             return tuple(
-                gather((i, lambda item=item, t=t: self.converter.structure(item, t))
-                       for i, (item, t) in enumerate(zip(raw, wanted, strict=True)))
+                gather(
+                    (i, lambda item=item, t=t: self.converter.structure(item, t))
+                    for i, (item, t) in enumerate(zip(raw, wanted, strict=True))
+                )
             )
 
         return structure
@@ -276,14 +291,14 @@ class Structurer:
         def structure(raw: Any, _: Any) -> Any:
             if optional and raw == NONE:
                 return None
-            if len(members) == 1:
-                return self.converter.structure(raw, members[0])
             # the shape of the value picks the member: a list, a table or a scalar
             fitting = [member for member in members if shape(member) == shape(raw)]
             if len(fitting) > 1:
                 fitting = [member for member in fitting if member is type(raw)] or fitting[:1]
             if not fitting:
                 raise wrong(f"expected {type_name(annotation)}, got {describe(raw)}")
+            if fitting[0] in (bool, int, float, str):
+                return scalar(raw, fitting[0], type_name(annotation))
             return self.converter.structure(raw, fitting[0])
 
         return structure
@@ -316,15 +331,16 @@ def shape(of: Any) -> type:
     return str
 
 
-def scalar(value: Any, wanted: type) -> Any:
-    """The value, where its type is exactly the wanted one; an int may be given for a float."""
+def scalar(value: Any, wanted: type, name: str | None = None) -> Any:
+    """The value, where its type is exactly the wanted one (`name` in messages); an int may be given for a float."""
+    name = name or wanted.__name__
     if wanted is float and type(value) is int:
         try:
             value = float(value)
         except OverflowError:
-            raise wrong(f"expected float, got {describe(value)}") from None
+            raise wrong(f"expected {name}, got {describe(value)}") from None
     if type(value) is not wanted:
-        raise wrong(f"expected {wanted.__name__}, got {describe(value)}{hint(value, wanted)}")
+        raise wrong(f"expected {name}, got {describe(value)}{hint(value, wanted)}")
     if wanted is float and not math.isfinite(value):
         raise wrong(f"expected a finite float, got {value}")
     return value

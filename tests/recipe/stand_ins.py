@@ -70,9 +70,12 @@ class Core:
             yield "resolution", f"{resolution[0]} cannot be halved {len(self.channels) - 1} times"
         if inner is not None and resolution[0] != inner[0] * factor:
             stages = len(self.channels)
-            yield "resolution", (
-                f"{stages} stages take {resolution[0]} down to {resolution[0] // factor}, "
-                f"but levels[{index - 1}] works at {inner[0]}"
+            yield (
+                "resolution",
+                (
+                    f"{stages} stages take {resolution[0]} down to {resolution[0] // factor}, "
+                    f"but levels[{index - 1}] works at {inner[0]}"
+                ),
             )
 
 
