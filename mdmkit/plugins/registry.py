@@ -144,7 +144,7 @@ class Registry:
         elsewhere = [other for other in KINDS if name in self._entries[other]]
         known = self.names(kind)
         if elsewhere and not did_you_mean(name, known):
-            start += f"; it is a {elsewhere[0]}"
+            start += f"; that name is of kind {elsewhere[0]}"
         return unknown(start, name, known)
 
     def build(self, use: Use, *, kind: str | None = None, **context: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from .options import Use
 from .problems import Path, Problem
-from .schema import Data, Diffusion, Evaluate, Level, Model, Sample, Train
+from .schema import Data, Diffusion, Model, Sample, Train
 
 __all__ = ["cross_problems", "side", "uses"]
 
@@ -51,32 +50,25 @@ def levels_exist(model: Model) -> Iterator[Problem]:
 
 
 def levels_nest(model: Model) -> Iterator[Problem]:
-    """Each level is an integer multiple of the one inside it, along each axis."""
-    for r, (inner, level) in enumerate(itertools.pairwise(model.levels), 1):
-        (ih, iw), (h, w) = side(inner.resolution), side(level.resolution)
-        path = ("model", "levels", r, "resolution")
-        if (h, w) == (ih, iw) or h < ih or w < iw:
-            yield Problem(path, f"levels run from low resolution to high, but {text_of((h, w))} follows "
-                                f"{text_of((ih, iw))} of levels[{r - 1}]")  # fmt: skip
-        elif h % ih or w % iw:
-            yield Problem(
-                path, f"{text_of((h, w))} is no whole multiple of {text_of((ih, iw))} of levels[{r - 1}]"
-            )
-
-
-def networks_fit(model: Model) -> Iterator[Problem]:
-    """What a core or shell says about the resolution that it works at and the level inside it."""
-    inner: Level | None = None
+    """Each level is a whole multiple of the one inside it along each axis, and its network says that it fits."""
+    inner: tuple[int, int] | None = None
     for r, level in enumerate(model.levels):
+        here = side(level.resolution)
+        found = [("resolution", text) for text in misfit(here, inner, r - 1)] if inner else []
         check = getattr(level.network.settings, "level_problems", None)
-        if check is not None:
-            found = check(
-                resolution=side(level.resolution),
-                inner=None if inner is None else side(inner.resolution),
-                index=r,
-            )
-            yield from (Problem(path, message).under(("model", "levels", r)) for path, message in found)
-        inner = level
+        if not found and check is not None:
+            found = check(resolution=here, inner=inner, index=r)
+        yield from (Problem(path, message).under(("model", "levels", r)) for path, message in found)
+        inner = here
+
+
+def misfit(here: tuple[int, int], inner: tuple[int, int], index: int) -> Iterator[str]:
+    """Why a resolution cannot stand around the one inside it, that of levels[index]."""
+    what, other = text_of(here), f"{text_of(inner)} of levels[{index}]"
+    if here == inner or here[0] < inner[0] or here[1] < inner[1]:
+        yield f"levels run from low resolution to high, but {what} follows {other}"
+    elif here[0] % inner[0] or here[1] % inner[1]:
+        yield f"{what} is no whole multiple of {other}"
 
 
 def level_weights_match(model: Model, diffusion: Diffusion) -> Iterator[Problem]:
@@ -92,7 +84,7 @@ def steps_stand_once(train: Train, growth: Use) -> Iterator[Problem]:
         inside = [i for i, stage in enumerate(stages) if getattr(stage, name, None) is not None]
         if getattr(train, name) is None:
             if not stages:
-                yield Problem(("train", name), f"missing; expected int, here or in the stages of [growth]")
+                yield Problem(("train", name), "missing; expected int, here or in the stages of [growth]")
             yield from (
                 Problem(
                     ("growth", "stages", i, name),
@@ -156,7 +148,6 @@ def shells_are_allowed(data: Data, allow_pipe: bool) -> Iterator[Problem]:
 RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     levels_exist,
     levels_nest,
-    networks_fit,
     level_weights_match,
     steps_stand_once,
     micro_batches_divide,

@@ -46,7 +46,9 @@ def on_one_line(lines: list[str]) -> str:
     text = ""
     for line in map(str.strip, lines):
         if line[0] == "]":
-            text = text.removesuffix(" ").removesuffix(",")  # TOML allows a comma at the end, people leave it out
+            text = text.removesuffix(" ").removesuffix(
+                ","
+            )  # TOML allows a comma at the end, people leave it out
         text += line + (" " if line[-1] == "," else "")
     return text
 

@@ -42,9 +42,9 @@ class Document:
             if problem.path[: len(override.path)] == override.path:
                 return Located(self.source, None, problem, override.text)
         line = self.line(problem.path)
-        if line is None and len(problem.path) > 1:  # a table that only an override made
-            parent = problem.path[:-1]
-            made = [override.text for override in self.overrides if override.path[: len(parent)] == parent]
+        if line is None:  # a table that only an override made
+            around = problem.path[:-1] or problem.path
+            made = [override.text for override in self.overrides if override.path[: len(around)] == around]
             return Located(self.source, None, problem, made[-1] if made else None)
         return Located(self.source, line, problem)
 

@@ -185,7 +185,7 @@ class Structurer:
     def use(self, raw: Any, kind: str, default: Any = None, *, own: Sequence[str] = ()) -> Use:
         """One component from a bare string or a table with `use` and its settings."""
         if not isinstance(raw, (str, dict)):
-            raise wrong(f"expected a {kind}, a name or a table with `use`, got {describe(raw)}")
+            raise wrong(f"expected a {kind} component, by name or as a table with `use`, got {describe(raw)}")
         table = {"use": raw} if isinstance(raw, str) else raw
         if "use" not in table and isinstance(default, Use):
             table = {**table, "use": default.name}

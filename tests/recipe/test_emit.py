@@ -32,7 +32,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
             [Use("cosine"), Use("sigmoid", settings=stand_ins.Sigmoid(start=-2.0)), Use("cosine", version=1)]
         )
     )
-    text = draw(st.none() | st.builds(lambda w: Use("bytes", settings=stand_ins.Width(width=w)), st.integers(1, 9)))
+    text = draw(
+        st.none() | st.builds(lambda w: Use("bytes", settings=stand_ins.Width(width=w)), st.integers(1, 9))
+    )
     block = Use("resnet", settings=stand_ins.Resnet(kernel=draw(st.sampled_from([3, (3, 5)]))))
     return Recipe(
         format=1,

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 from mdmkit.recipe.lines import scan
 
-TEXT = '''\
+TEXT = (
+    """\
 # a comment with = and [brackets]
 title = "has # no comment"   # has one
 a.b."c d" = 1
-'quoted.key' = 'it''' + """'s'
-""".replace("'s'", "s'") + '''
+'quoted.key' = 'it"""
+    + """'s'
+""".replace("'s'", "s'")
+    + '''
 [table]   # header
 x = [1, 2,
   3, # three ]
@@ -47,6 +50,7 @@ z = 2
 ["quoted table".x]
 y = +1e3
 '''
+)
 
 
 def paths(value: Any, path: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
@@ -85,7 +89,8 @@ def test_every_form_of_toml() -> None:
 
 
 KEYS = st.one_of(
-    st.from_regex(r"[A-Za-z0-9_-]{1,4}", fullmatch=True), st.text("ab .\"'#=[]{}\\,\n\t", min_size=1, max_size=4)
+    st.from_regex(r"[A-Za-z0-9_-]{1,4}", fullmatch=True),
+    st.text("ab .\"'#=[]{}\\,\n\t", min_size=1, max_size=4),
 )
 SCALARS = st.one_of(
     st.booleans(), st.integers(-9, 99), st.floats(allow_nan=False), st.text("a#=[]{}\"'\\,\n ", max_size=6)
