@@ -107,7 +107,7 @@ def read(source: str | FilePath, sets: Iterable[str] = (), registry: Registry | 
     """The document of a recipe file, overrides applied, not yet validated."""
     path = find(source, registry or default_registry())
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise WrongInput(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
@@ -120,8 +120,9 @@ def parse(text: str, sets: Iterable[str] = (), *, name: str = "recipe.toml") -> 
     overrides = tuple(parse_override(item) for item in sets)
     try:
         values = tomli.loads(text)
+        lines = scan(text)
     except RecursionError:
-        raise RecipeError([Located(name, None, Problem((), "nested too deeply"))]) from None
+        raise RecipeError([Located(name, None, Problem((), "not TOML: nested too deeply"))]) from None
     except ValueError as error:  # TOMLDecodeError, and an int of more digits than Python reads
         match = re.fullmatch(
             r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error), re.DOTALL
@@ -134,7 +135,6 @@ def parse(text: str, sets: Iterable[str] = (), *, name: str = "recipe.toml") -> 
             name, int(line) if line else count if match else None, Problem((), f"not TOML: {message}")
         )
         raise RecipeError([located]) from None
-    lines = scan(text)
     return Document(name, text, apply(values, overrides), lines, overrides)
 
 

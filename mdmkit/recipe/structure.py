@@ -138,14 +138,7 @@ class Structurer:
             problems += [Problem((key,), unknown("unknown key", key, [*names, *own])) for key in rest]
         if problems:
             raise Wrong(problems)
-        return self.checked(cls(**values))
-
-    def checked(self, settings: Any) -> Any:
-        """The settings, where their own `problems()`, (path, message) pairs, finds nothing."""
-        found = [Problem(path, message) for path, message in getattr(settings, "problems", tuple)()]
-        if found:
-            raise Wrong(found)
-        return settings
+        return made(cls, values)
 
     def field(self, raw: Any, field: attrs.Attribute[Any], index: int = 0) -> Any:
         """The value of one field, its bounds checked."""
@@ -208,7 +201,10 @@ class Structurer:
                     f"{kind} {picked!r} of {entry.owner} has a setting '{name}', which this table keeps for itself"
                 )
         settings = {key: value for key, value in table.items() if key != "use"}
-        structured = self.table(settings, component.settings, own=(*own, "use"))
+        try:
+            structured = self.table(settings, component.settings, own=(*own, "use"))
+        except MdmkitError as error:
+            raise wrong(f"{kind} {picked!r} of {entry.owner} is broken: {error}", *path) from None
         return Use(component.name, component.version, structured, kind)
 
     def resolve(self, value: Any, field: attrs.Attribute[Any] | None = None, index: int = 0) -> Any:
@@ -305,6 +301,20 @@ class Structurer:
 
     def refuse_annotation(self, annotation: Any) -> Any:
         raise MdmkitError(f"settings cannot have a field annotated {annotation!r}")
+
+
+def made(cls: type, values: dict[str, Any]) -> Any:
+    """The settings, where their own `problems()`, (path, message) pairs, finds nothing."""
+    try:
+        settings = cls(**values)
+        found = [Problem(path, message) for path, message in getattr(settings, "problems", tuple)()]
+    except ValueError as error:  # a validator of the class
+        raise wrong(str(error)) from error
+    except Exception as error:
+        raise MdmkitError(f"its check of its settings failed: {type(error).__name__}: {error}") from error
+    if found:
+        raise Wrong(found)
+    return settings
 
 
 def gather(steps: Iterable[tuple[str | int, Any]]) -> list[Any]:
