@@ -74,17 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mdmkit: {unknown(f'unknown verb {name!r}', name, present)}", file=sys.stderr)
         return 2
     try:
-        return call(present[name], name, rest)
+        code = call(present[name], name, rest)
+        sys.stdout.flush()
+        return code
     except MdmkitError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader of a pipe has gone (`mdmkit list | head`); keep Python from complaining when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
 
 
 def overview(present: dict[str, Verb]) -> str:
