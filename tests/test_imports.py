@@ -1,5 +1,6 @@
-"""Imports point down: values <- nn, text, data <- sampling <- train, evaluate, interop; and components stay alone.
+"""Imports point down: values <- nn, text, data <- sampling <- train, evaluate, interop.
 
+Components know nothing of plugins and recipes.
 The imports are read from the source, those inside functions too; what only a type checker sees is left out.
 """
 

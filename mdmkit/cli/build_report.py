@@ -13,7 +13,7 @@ __all__ = ["build_report"]
 
 
 def build_report(recipe: Recipe, registry: Registry) -> str:
-    """A table: shapes, parameters, FLOPs of one forward of one picture, memory of training at the recipe's batch."""
+    """A table of shapes, parameters, FLOPs of one forward of one picture, and memory of training."""
     from mdmkit.nn.cost import level_costs
 
     nest = assemble.nest(recipe, registry, device="meta")
@@ -62,10 +62,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns, words to the left and numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = (4, 5, 6)
-    return "\n".join(
-        "  "
-        + "  ".join(
-            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        lines.append("  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(cells)))
+    return "\n".join(f"  {line}".rstrip() for line in lines)

@@ -26,7 +26,7 @@ def command(
     plugins: Plugins,
     allow_pipe: AllowPipe = False,
 ) -> None:  # fmt: skip
-    """Explain a component (types, defaults, bounds, owner), or a key of a recipe and where its value comes from."""
+    """Explain a component, or a key of a recipe and where its value comes from."""
     registry = open_registry(plugins)
     kind, slash, name = what.partition("/")
     source, colon, path = what.rpartition(":")

@@ -40,7 +40,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def open_registry(plugins: Sequence[str] = ()) -> Registry:
-    """The registry with the `--plugin` modules, found in the current folder too; talks about broken plugins."""
+    """The registry with the `--plugin` modules, found from the current folder too; names broken plugins."""
     if plugins and "" not in sys.path:
         sys.path.insert(0, "")
     registry = load_registry(plugins)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-
-
 from . import options
 from .options import Json, Plugins
 

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # the reader of a pipe has gone (`mdmkit list | head`); keep Python from complaining when it flushes at exit
+        # the reader of a pipe has gone (`mdmkit list | head`); Python would complain when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

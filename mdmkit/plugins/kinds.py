@@ -1,4 +1,4 @@
-"""The kinds of component: what fills each slot, and what the program (never the recipe) gives it. No torch."""
+"""The kinds of component: what fills each slot, and what the program, not the recipe, gives it. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["KINDS", "Kind"]
 
 @attrs.frozen
 class Kind:
-    """A slot type. `function`: the target itself, with its settings bound, is the object; otherwise it is called."""
+    """A slot type. `function`: the target itself, its settings bound, is the object; else it is called."""
 
     name: str
     doc: str

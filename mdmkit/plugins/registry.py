@@ -112,7 +112,7 @@ class Registry:
         ]
 
     def find(self, kind: str, name: str) -> Entry:
-        """The component "name" (its newest version) or "name@version" of a kind; WrongInput says what is known."""
+        """The component "name" (newest version) or "name@version" of a kind; WrongInput otherwise."""
         if kind not in KINDS:
             raise WrongInput(unknown(f"unknown kind {kind!r}", kind, KINDS))
         bare, at, version = name.partition("@")
@@ -217,7 +217,7 @@ class Registry:
         return found
 
     def check_recipe(self, recipe: Recipe) -> list[tuple[Plugin, Problem | str]]:
-        """What the plugins' own checks find; a text where a check itself fails, which is recorded in `broken` too."""
+        """What the plugins' own checks find; a text where a check itself fails (`broken` has it then)."""
         found: list[tuple[Plugin, Problem | str]] = []
         modules = {name: module for name, module in self.manager.list_name_plugin() if module is not None}
         for plugin in self.plugins:

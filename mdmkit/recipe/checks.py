@@ -1,8 +1,9 @@
 """What no field can see alone: rules across the tables of a recipe. No torch.
 
-Each rule is a function named after what it guards; its parameters are the tables that it reads, and it runs when those
-are in order by themselves, whatever is wrong elsewhere. Rules inside one component are `problems()` of its settings;
-rules between a level's network and its resolution are `level_problems()` of a core's or shell's settings.
+Each rule is a function named after what it guards; its parameters are the tables that it reads, and it runs
+when those are in order by themselves, whatever is wrong elsewhere. Rules inside one component are its
+settings' `problems()`; rules between a level's network and its resolution are the `level_problems()` of a
+core's or shell's settings. Both give pairs of a path inside the table and a message.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def levels_exist(model: Model) -> Iterator[Problem]:
 
 
 def levels_nest(model: Model) -> Iterator[Problem]:
-    """Each level is a whole multiple of the one inside it along each axis, and its network says that it fits."""
+    """Each level is a whole multiple of the one inside it along each axis, and its network fits there."""
     inner: tuple[int, int] | None = None
     for r, level in enumerate(model.levels):
         here = side(level.resolution)

@@ -12,7 +12,7 @@ from .emit import plain
 from .options import Use
 from .problems import Path, format_path, unknown
 from .schema import Recipe
-from .structure import bounds, fields, kind_of, split_optional, type_name
+from .structure import bounds, default_of, fields, kind_of, split_optional, type_name
 
 __all__ = ["Found", "default_text", "field_type", "locate", "value_text"]
 
@@ -22,7 +22,7 @@ def field_type(field: attrs.Attribute[Any], index: int = 0) -> str:
     if "kind" in field.metadata:
         kind = kind_of(field, index)
         members, optional = split_optional(field.type)
-        return ("" if members == (Use,) else "list of ") + kind + (" or 'none'" if optional else "")
+        return ("" if members == [Use] else "list of ") + kind + (" or 'none'" if optional else "")
     choices = field.metadata.get("choices")
     limits = " | ".join(map(str, choices)) if choices else bounds(field.metadata)
     return f"{type_name(field.type)}{': ' if choices else ' '}{limits}".rstrip()
@@ -32,10 +32,7 @@ def default_text(field: attrs.Attribute[Any]) -> str:
     """The default of a field as TOML has it, or "required"."""
     if field.default is attrs.NOTHING:
         return "required"
-    default = field.default
-    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        default = default.factory()  # type: ignore[union-attr]
-    return value_text(default)
+    return value_text(default_of(field))
 
 
 def value_text(value: Any) -> str:
@@ -60,7 +57,7 @@ def inline(value: Any) -> str:
 
 @attrs.frozen
 class Found:
-    """A value of a recipe, the field that holds it (None for a list entry or a `use`), and the slot's component."""
+    """A value of a recipe, the field that holds it (None for a `use`), and the slot's component."""
 
     value: Any
     field: attrs.Attribute[Any] | None = None
@@ -69,7 +66,7 @@ class Found:
 
 
 def locate(recipe: Recipe, path: Path) -> Found:
-    """The value at a path of a structured recipe; WrongInput says what is there where the path leads nowhere."""
+    """The value at a path of a structured recipe; WrongInput says what is there where the path ends."""
     found = Found(recipe)
     for n, step in enumerate(path):
         found = next_step(found, step, path[:n])

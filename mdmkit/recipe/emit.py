@@ -84,7 +84,7 @@ def plain(value: Any) -> Any:
 
 
 def table_of_differences(recipe: Recipe, registry: Registry) -> dict[str, Any]:
-    """The shortest table that structures into this recipe: defaults are left out, newest versions not pinned."""
+    """The shortest table that structures into this recipe: no defaults, newest versions not pinned."""
     return Differences(registry).of(recipe)
 
 

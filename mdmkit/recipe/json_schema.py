@@ -1,4 +1,4 @@
-"""JSON Schema (draft 7, which editors of TOML read) of a recipe with the components that are installed. No torch."""
+"""JSON Schema (draft 7, which editors of TOML read) of a recipe with what is installed. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import attrs
 from .emit import plain
 from .options import Use
 from .schema import Recipe
-from .structure import NONE, fields, kind_of, split_optional
+from .structure import NONE, fields, has_factory, kind_of, split_optional
 
 if TYPE_CHECKING:
     from mdmkit.plugins.registry import Registry
@@ -62,7 +62,7 @@ class Writer:
         about: dict[str, Any] = {}
         if field.metadata.get("help"):
             about["description"] = field.metadata["help"]
-        if field.default is not attrs.NOTHING and not isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
+        if field.default is not attrs.NOTHING and not has_factory(field):
             about["default"] = plain(field.default)
         return {**about, **made} if "$ref" not in made else {**about, "allOf": [made]}
 
@@ -76,7 +76,7 @@ class Writer:
             names = [{"enum": self.spellings(kind)}]
             self.definitions[name] = {"anyOf": [*names, *self.choices(kind, default, [])]}
         made: dict[str, Any] = {"$ref": f"#/definitions/{name}"}
-        if members != (Use,):
+        if members != [Use]:
             return {"type": "array", "items": made}
         return {"anyOf": [{"const": NONE}, made]} if optional else made
 

@@ -1,4 +1,4 @@
-"""Reading a recipe: a file or a text, overrides, a registry; out comes a `Recipe` or every problem. No torch."""
+"""Reading a recipe: from a file, overrides and a registry to a `Recipe` or every problem. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import tomli
 
-from mdmkit.errors import MdmkitError, WrongInput
+from mdmkit.errors import WrongInput
 
 from .checks import cross_problems, uses
 from .lines import scan
@@ -62,7 +62,7 @@ def load(
 ) -> Recipe:
     """The recipe of a file or of "plugin:name", with `--set` overrides, every default and version filled in.
 
-    Raises RecipeError (all problems, each with file, line and path), or WrongInput where there is no such file.
+    Raises RecipeError (all problems, each with file, line and path), or WrongInput where there is no file.
     """
     registry = registry or default_registry()
     return structure(read(source, sets, registry), registry, allow_pipe=allow_pipe)

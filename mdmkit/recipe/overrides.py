@@ -44,7 +44,7 @@ def parse_override(text: str) -> Override:
 
 
 def apply(document: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
-    """A copy of the document with each override written into it, in order; WrongInput where a path leads nowhere."""
+    """A copy of the document with the overrides written into it; WrongInput where a path leads nowhere."""
     for override in overrides:
         document = put(document, override.path, (), override)
     return document

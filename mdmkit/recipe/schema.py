@@ -51,7 +51,7 @@ class Diffusion:
 
 @attrs.frozen
 class Level:
-    """One level: its resolution, and the core (level 0) or shell (above) that works there, settings in the same table."""
+    """One level: its resolution, and the core (level 0) or shell (above) that works there."""
 
     resolution: int | tuple[int, int] = opt(help="side, or [height, width], in pixels", ge=1)
     network: Use = slot(

@@ -1,7 +1,7 @@
 """TOML values into settings, strictly: exact types, no unknown keys, every problem at once. No torch.
 
-cattrs picks the hook for an annotation; the hooks compare types exactly (cattrs' own would make 7 of "7", 3.9 and
-true) and raise `Wrong` with every problem below them.
+cattrs picks the hook for an annotation; the hooks compare types exactly (cattrs' own would make ints of "7",
+3.9 and true) and raise `Wrong` with every problem below them.
 """
 
 from __future__ import annotations
@@ -54,10 +54,20 @@ def kind_of(field: attrs.Attribute[Any], index: int = 0) -> str:
     return kind if isinstance(kind, str) else kind[min(index, 1)]
 
 
-def split_optional(annotation: Any) -> tuple[tuple[Any, ...], bool]:
+def has_factory(field: attrs.Attribute[Any]) -> bool:
+    """Whether the default is made by a function."""
+    return hasattr(field.default, "factory")
+
+
+def default_of(field: attrs.Attribute[Any]) -> Any:
+    """The default of a field that has one, made where a factory makes it."""
+    return field.default.factory() if has_factory(field) else field.default  # type: ignore[union-attr]
+
+
+def split_optional(annotation: Any) -> tuple[list[Any], bool]:
     """The members of a union without None, and whether None was among them."""
     members = get_args(annotation) if get_origin(annotation) in (types.UnionType, Union) else (annotation,)
-    rest = tuple(member for member in members if member is not types.NoneType)
+    rest = [member for member in members if member is not types.NoneType]
     return rest, len(rest) < len(members)
 
 
@@ -66,7 +76,7 @@ def type_name(annotation: Any) -> str:
     members, optional = split_optional(annotation)
     if len(members) > 1 or optional:
         return " or ".join([*map(type_name, members), *([f"{NONE!r}"] if optional else [])])
-    (member,) = members
+    member = members[0]
     arguments = get_args(member)
     if get_origin(member) is tuple:
         if arguments[-1] is Ellipsis:
@@ -158,10 +168,7 @@ class Structurer:
                 known = ", ".join(self.registry.names(kind_of(field, index))) or "none"
                 raise wrong(f"missing; expected a {kind_of(field, index)}{help} (known: {known})")
             raise wrong(f"missing; expected {type_name(field.type)}{help}")
-        value = field.default
-        if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
-            value = value.factory()  # type: ignore[union-attr]
-        return self.resolve(value, field, index)
+        return self.resolve(default_of(field), field, index)
 
     def slot(self, raw: Any, field: attrs.Attribute[Any], index: int = 0) -> Any:
         """The component, or the list of components, of a slot."""
@@ -169,7 +176,7 @@ class Structurer:
         members, optional = split_optional(field.type)
         if optional and raw == NONE:
             return None
-        if members == (Use,):
+        if members == [Use]:
             return self.use(raw, kind, field.default)
         if not isinstance(raw, list):
             raise wrong(f"expected a list of {kind} components, got {describe(raw)} (put it in brackets)")
@@ -198,7 +205,8 @@ class Structurer:
         for name in (*own, "use"):
             if name in names:
                 raise wrong(
-                    f"{kind} {picked!r} of {entry.owner} has a setting '{name}', which this table keeps for itself"
+                    f"{kind} {picked!r} of {entry.owner} has a setting '{name}', "
+                    "which this table keeps for itself"
                 )
         settings = {key: value for key, value in table.items() if key != "use"}
         try:
@@ -208,7 +216,7 @@ class Structurer:
         return Use(component.name, component.version, structured, kind)
 
     def resolve(self, value: Any, field: attrs.Attribute[Any] | None = None, index: int = 0) -> Any:
-        """The value with every component's kind, version and settings filled in; `Wrong` where one is not there."""
+        """The value, every component's kind, version and settings filled in; `Wrong` where one is missing."""
         if isinstance(value, Use):
             if field is not None and "kind" in field.metadata:
                 kind = kind_of(field, index)
@@ -342,7 +350,7 @@ def shape(of: Any) -> type:
 
 
 def scalar(value: Any, wanted: type, name: str | None = None) -> Any:
-    """The value, where its type is exactly the wanted one (`name` in messages); an int may be given for a float."""
+    """The value, where its type is exactly the wanted one (`name` in messages); an int does for a float."""
     name = name or wanted.__name__
     if wanted is float and type(value) is int:
         try:

@@ -1,5 +1,8 @@
 """The verbs that read: what they print, where, and with which exit code."""
 
+# exact messages stand on one line
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import json
@@ -157,7 +160,10 @@ def test_explain_a_key(cli: Cli, full: Path, path: str, sets: list[str], expecte
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("run.sead", "run has no key 'sead'; did you mean 'seed'? (known: compile, device, precision, seed, threads)"),
+        (
+            "run.sead",
+            "run has no key 'sead'; did you mean 'seed'? (known: compile, device, precision, seed, threads)",
+        ),
         ("model.levels[2]", "model.levels has 2 entries"),
         ("run[0]", "run is not a list"),
         ("run.seed.x", "run.seed is not a table"),
@@ -192,7 +198,9 @@ def test_schema_knows_every_key_and_component(cli: Cli) -> None:
     assert set(schema["properties"]) >= set(tomli.loads(FULL))
     assert set(schema["required"]) == {"format", "data", "model"}
     assert schema["properties"]["run"]["properties"]["seed"]["minimum"] == 0
-    first, later = (schema["properties"]["model"]["properties"]["levels"][key] for key in ("items", "additionalItems"))
+    first, later = (
+        schema["properties"]["model"]["properties"]["levels"][key] for key in ("items", "additionalItems")
+    )
     assert "skip" not in str(first)
     assert "skip" in str(later)
 

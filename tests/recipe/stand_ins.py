@@ -1,4 +1,4 @@
-"""Components of every kind, in place of mdmkit's own: the recipe layer is tested whatever the built-ins are."""
+"""Components of every kind, in place of mdmkit's own: recipes are tested whatever the built-ins are."""
 
 from __future__ import annotations
 

@@ -19,13 +19,14 @@ from tests.recipe import stand_ins
 from tests.recipe.stand_ins import FULL, MINIMAL
 
 REGISTRY = stand_ins.registry()
-NAMES = ["use", "seed", "levels", "steps", "batch", "stages", "channels", "none", "cosine", "unet@1", "cfg", "", "a.b"]
+NAMES = ["use", "seed", "levels", "steps", "stages", "channels", "none", "cosine", "unet@1", "", "a.b"]
 VALUES = st.recursive(
     st.one_of(
         st.booleans(),
         st.integers(-2, 2**70),
         st.floats(),
-        st.sampled_from([*NAMES, "cosine@99999999999999999999", "@", "x@y@z", "7", "\n", "pipe:x", "{a,{b}", "attrs>1"]),
+        st.sampled_from([*NAMES, "cosine@99999999999999999999", "@", "x@y@z", "7", "\n"]),
+        st.sampled_from(["pipe:x", "{a,{b}", "attrs>1"]),
         st.just(datetime.date(2024, 1, 2)),
         st.just(datetime.time(1, 2)),
     ),
@@ -69,20 +70,23 @@ def mutants(draw: st.DrawFn) -> dict[str, Any]:
     return document
 
 
+def says_where(error: RecipeError, text: str) -> None:
+    assert error.problems
+    assert len(str(error).splitlines()) == len(error.problems)
+    for found in error.problems:
+        assert found.problem.path or found.problem.message.startswith("not TOML: ")
+        assert found.line is None or 1 <= found.line <= text.count("\n") + 1
+        if found.problem.path:
+            assert parse_path(format_path(found.problem.path)) == found.problem.path
+    numbers = [found.line or 0 for found in error.problems]
+    assert numbers == sorted(numbers)
+
+
 def structures_or_says_where(text: str, sets: list[str] | None = None) -> None:
     try:
         recipe = loads(text, sets or [], REGISTRY)
     except RecipeError as error:
-        assert error.problems
-        lines = str(error).splitlines()
-        assert len(lines) == len(error.problems)
-        for found in error.problems:
-            assert found.problem.path or found.problem.message.startswith("not TOML: ")
-            assert found.line is None or 1 <= found.line <= text.count("\n") + 1
-            if found.problem.path:
-                assert parse_path(format_path(found.problem.path)) == found.problem.path
-        numbers = [found.line or 0 for found in error.problems]
-        assert numbers == sorted(numbers)
+        says_where(error, text)
     else:
         assert loads(dumps(recipe), registry=REGISTRY) == recipe
 
@@ -115,13 +119,21 @@ def test_overrides_of_any_place(path: tuple[Any, ...], value: Any) -> None:
     try:
         structures_or_says_where(FULL, [f"{format_path(path)}={inline(value)}"])
     except WrongInput as error:
-        assert str(error).startswith("--set ")
+        if not str(error).startswith("--set "):
+            raise
 
 
 @pytest.mark.parametrize(
     "text",
-    ["a = " + "[" * 5000 + "]" * 5000, "a = " + "[" * 200 + "]" * 200, "a = " + "9" * 5000, "\0", "\ufeffa = 1", "a = 1e999", "[a" * 50],
-    ids=["deep", "less-deep", "long-int", "nul", "bom", "overflow", "keys"],
+    [
+        pytest.param("a = " + "[" * 5000 + "]" * 5000, id="deep"),
+        pytest.param("a = " + "[" * 200 + "]" * 200, id="less-deep"),
+        pytest.param("a = " + "9" * 5000, id="long-int"),
+        pytest.param("\0", id="nul"),
+        pytest.param("\ufeffa = 1", id="bom"),
+        pytest.param("a = 1e999", id="overflow"),
+        pytest.param("[a" * 50, id="keys"),
+    ],
 )
 def test_texts_that_try_the_reader(text: str) -> None:
     structures_or_says_where(MINIMAL + text)

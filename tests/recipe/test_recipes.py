@@ -1,5 +1,8 @@
 """Reading, overriding, resolving and checking recipes: what the table of messages does not show."""
 
+# exact messages stand on one line
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -30,7 +33,9 @@ def test_paths_are_read_as_they_are_written(first: str, rest: list[str | int]) -
     assert parse_path(format_path(path)) == path
 
 
-@pytest.mark.parametrize("text", ["", ".", "a.", ".a", "a..b", "[0]", "a[x]", "a[-1]", "a]b", "a b", "a.[0]", 'a."b'])
+@pytest.mark.parametrize(
+    "text", ["", ".", "a.", ".a", "a..b", "[0]", "a[x]", "a[-1]", "a]b", "a b", "a.[0]", 'a."b']
+)
 def test_what_is_no_path(text: str) -> None:
     with pytest.raises(ValueError, match="expected a path"):
         parse_path(text)
@@ -87,8 +92,14 @@ def test_overrides_come_in_order_and_make_tables(registry: Registry) -> None:
         ("=3", "--set =3: expected a path like model.levels[0].channels, got an empty one"),
         ("a b=3", "--set a b=3: expected a path like model.levels[0].channels, got 'a b'"),
         ("a=", "--set a=: expected a TOML value after the equals sign"),
-        ("a=sgd", """--set a=sgd: expected a TOML value after the equals sign; a string needs quotes: --set 'a="sgd"'"""),
-        ("a=1\nb=2", """--set a=1\nb=2: expected a TOML value after the equals sign; a string needs quotes: --set 'a="1\nb=2"'"""),
+        (
+            "a=sgd",
+            """--set a=sgd: expected a TOML value after the equals sign; a string needs quotes: --set 'a="sgd"'""",
+        ),
+        (
+            "a=1\nb=2",
+            """--set a=1\nb=2: expected a TOML value after the equals sign; a string needs quotes: --set 'a="1\nb=2"'""",
+        ),
     ],
 )
 def test_what_is_no_override(text: str, message: str) -> None:
@@ -100,7 +111,10 @@ def test_what_is_no_override(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model.levels[2].resolution=64", "--set model.levels[2].resolution=64: no model.levels[2], model.levels has 1 entry"),
+        (
+            "model.levels[2].resolution=64",
+            "--set model.levels[2].resolution=64: no model.levels[2], model.levels has 1 entry",
+        ),
         ("train[0]=1", "--set train[0]=1: train is not a list in this recipe"),
         ("train.steps.x=1", "--set train.steps.x=1: train.steps is not a table in this recipe"),
         ("new[0]=1", "--set new[0]=1: no new[0], new has 0 entries"),
@@ -137,7 +151,9 @@ def test_a_recipe_in_python_is_validated_like_a_file(registry: Registry) -> None
     resolved = resolve(recipe, registry)
     assert resolved.model.levels[1].network.kind == "shell"
     assert resolve(resolved, registry) == resolved
-    wrong = attrs.evolve(recipe, train=s.Train(steps=0, batch=4), diffusion=s.Diffusion(schedule=Use("cosin")))
+    wrong = attrs.evolve(
+        recipe, train=s.Train(steps=0, batch=4), diffusion=s.Diffusion(schedule=Use("cosin"))
+    )
     with pytest.raises(RecipeError) as caught:
         resolve(wrong, registry)
     assert str(caught.value) == (

@@ -28,7 +28,7 @@ def mdmkit_components():
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """install("acme-mdm", "1.2", "acme", code): a distribution whose entry point is a module with this code."""
+    """install("acme-mdm", "1.2", "acme", code): a distribution, an entry point, a module of this code."""
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
 
@@ -43,5 +43,5 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
     yield make
     for module in set(sys.modules) - before:
-        if getattr(sys.modules[module], "__file__", None) and str(tmp_path) in str(sys.modules[module].__file__):
+        if str(tmp_path) in str(getattr(sys.modules[module], "__file__", "")):
             del sys.modules[module]
