@@ -109,6 +109,8 @@ def train(
     """
     parameters = trained_parameters(parts.nest, parts.text)
     ema = EMA(parameters, decay=plan.ema)
+    for group in parts.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
     step = bad_steps = bad_in_row = skipped = 0
     sums, summed = torch.zeros(len(parts.resolutions) + 1, dtype=torch.float64, device=device), 0
     if resume is not None:
