@@ -78,15 +78,16 @@ def nest(
     """The network of the recipe, its first `levels` levels where given, with fresh parameters."""
     from mdmkit.nn import NestedUNet
 
-    where: dict[str, Any] = {"device": device, "dtype": dtype}
+    context: dict[str, Any] = {"cond_dim": cond_dim(recipe), "device": device, "dtype": dtype}
     picked = recipe.model.levels[:levels]
-    core = registry.build(picked[0].network, kind="core", cond_dim=cond_dim(recipe), **where)
+    core = registry.build(picked[0].network, kind="core", **context)
     shells = []
     inner = core
     for level in picked[1:]:
-        inner = registry.build(level.network, kind="shell", inner_channels=inner.channels[0], **where)
+        inner = registry.build(level.network, kind="shell", inner_channels=inner.channels[0], **context)
         shells.append(inner)
-    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint)
+    attend = registry.build(recipe.model.attend, kind="attention")
+    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend)
 
 
 def text_encoder(

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "mdmkit"
 LEVELS = {
     "errors": 0,
     "streams": 0,
+    "divisors": 0,
     "schedules": 1,
     "targets": 1,
     "weighting": 1,
