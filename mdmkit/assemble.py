@@ -78,13 +78,14 @@ def nest(
     """The network of the recipe, its first `levels` levels where given, with fresh parameters."""
     from mdmkit.nn import NestedUNet
 
-    context: dict[str, Any] = {"cond_dim": cond_dim(recipe), "device": device, "dtype": dtype}
+    where: dict[str, Any] = {"device": device, "dtype": dtype}
     picked = recipe.model.levels[:levels]
-    core = registry.build(picked[0].network, kind="core", **context)
+    core = registry.build(picked[0].network, kind="core", cond_dim=cond_dim(recipe), **where)
     shells = []
     inner = core
     for level in picked[1:]:
-        inner = registry.build(level.network, kind="shell", inner_channels=inner.channels[0], **context)
+        context = {"inner_channels": inner.channels[0], "cond_width": core.cond_width, **where}
+        inner = registry.build(level.network, kind="shell", **context)
         shells.append(inner)
     attend = registry.build(recipe.model.attend, kind="attention")
     return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend)

@@ -108,6 +108,19 @@ def prompts_need_text(sample: Sample, text: Use | None) -> Iterator[Problem]:
         yield Problem("sample.prompts", "prompts need a text encoder; add a [text] table")
 
 
+def core_and_text_agree(model: Model, text: Use | None) -> Iterator[Problem]:
+    """The core is built for features of the width that the text encoder's settings say."""
+    if text is not None and not isinstance(getattr(text.settings, "width", None), int):
+        yield Problem(
+            "text", f"text_encoder {text.name!r} has no setting 'width', which the core is built for"
+        )
+    if text is None and model.levels:
+        core = model.levels[0].network.settings
+        for name in ("cond_width", "text_layers"):
+            if getattr(core, name, None):
+                yield Problem(("model", "levels", 0, name), "needs a text encoder; add a [text] table")
+
+
 def guidance_needs_dropout(sample: Sample, train: Train, text: Use | None) -> Iterator[Problem]:
     """Classifier-free guidance subtracts an unconditional prediction, which only caption dropout trains."""
     for i, use in enumerate(sample.guidance):
@@ -153,6 +166,7 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     steps_stand_once,
     micro_batches_divide,
     prompts_need_text,
+    core_and_text_agree,
     guidance_needs_dropout,
     requirements_hold,
     shells_are_allowed,

@@ -58,6 +58,7 @@ class Core:
     blocks: int | tuple[int, ...] = opt(1, "residual blocks a stage", ge=0)
     strides: tuple[int | tuple[int, ...], ...] | None = opt(None, "between the stages", ge=1)
     block: Use = slot("block", "resnet", "the residual block")
+    cond_width: int | None = opt(None, "width of the text inside", ge=1)
 
     def problems(self):
         blocks = self.blocks
@@ -182,6 +183,7 @@ COMPONENTS = [
     Component("core", "absent", Plain, "no_such_module:Core"),
     Component("shell", "unet", Shell, f"{HERE}:built"),
     Component("text_encoder", "bytes", Width, f"{HERE}:built"),
+    Component("text_encoder", "bare", Plain, f"{HERE}:built"),
     Component("text_encoder", "t5", T5, f"{HERE}:built"),
     Component("resolution_sampler", "all", Plain, f"{HERE}:built"),
     Component("growth", "none", Plain, f"{HERE}:built"),
