@@ -53,6 +53,7 @@ def test_the_table(asked: list[Any]) -> None:
 
 
 def test_the_largest_stage_of_growth_counts() -> None:
-    growth = "[growth]\nuse = 'staged'\nstages = [{ levels = 1, batch = 64 }, { levels = 2, batch = 16 }]\n[sample]"
-    text = FULL.replace("\nbatch = 64\n", "\n").replace("[sample]", growth)
+    stages = "[{ levels = 1, batch = 64 }, { levels = 2, batch = 16 }]"
+    text = FULL.replace("\nbatch = 64\n", "\n") + f"[growth]\nuse = 'staged'\nstages = {stages}\n"
+    text = text.replace("\nsteps = 1_000\n", "\n").replace("batch = ", "steps = 1, batch = ")
     assert build_report.micro_batch(loads(text, registry=stand_ins.registry())) == 64
