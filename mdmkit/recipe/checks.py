@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
-from packaging.requirements import InvalidRequirement, Requirement
 
 from .options import Use
 from .problems import Path, Problem
@@ -134,6 +133,11 @@ def guidance_needs_dropout(sample: Sample, train: Train, text: Use | None) -> It
 
 
 def requirements_hold(requires: tuple[str, ...]) -> Iterator[Problem]:
+    """Every package that the recipe requires is installed in a version that it allows."""
+    if not requires:
+        return
+    from packaging.requirements import InvalidRequirement, Requirement
+
     for i, text in enumerate(requires):
         path = ("requires", i)
         try:

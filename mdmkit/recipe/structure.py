@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 import attrs
-import cattrs
 
 from mdmkit.errors import MdmkitError
 
@@ -80,7 +79,8 @@ def type_name(annotation: Any) -> str:
     arguments = get_args(member)
     if get_origin(member) is tuple:
         if arguments[-1] is Ellipsis:
-            return f"list of {type_name(arguments[0])}"
+            inner = type_name(arguments[0])
+            return f"list of ({inner})" if " or " in inner else f"list of {inner}"
         return f"list of {len(arguments)} {type_name(arguments[0])}"
     if get_origin(member) is dict:
         return f"table of {type_name(arguments[1])}"
@@ -93,6 +93,8 @@ class Structurer:
     """Structures tables into settings with the components of one registry."""
 
     def __init__(self, registry: Registry) -> None:
+        import cattrs  # what only lists components does not wait for it
+
         self.registry = registry
         self.converter = cattrs.BaseConverter(detailed_validation=False)
         # later hooks win: the first one catches every annotation that the others do not name
