@@ -13,7 +13,7 @@ import pluggy
 
 from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.recipe.options import Use
-from mdmkit.recipe.problems import did_you_mean, unknown
+from mdmkit.recipe.problems import Wrong, did_you_mean, unknown
 
 from .component import Component
 from .kinds import KINDS, Kind
@@ -183,7 +183,7 @@ class Registry:
     def _settings(self, use: Use, entry: Entry) -> Any:
         if use.settings is not None:
             return use.settings
-        from mdmkit.recipe.structure import Structurer, Wrong
+        from mdmkit.recipe.structure import Structurer
 
         try:
             return Structurer(self).use(use.pinned, entry.component.kind).settings

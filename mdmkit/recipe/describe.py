@@ -11,8 +11,9 @@ from mdmkit.errors import WrongInput
 from .emit import plain
 from .options import Use
 from .problems import Path, format_path, unknown
+from .scalars import bounds
 from .schema import Recipe
-from .structure import bounds, default_of, fields, kind_of, split_optional, type_name
+from .structure import default_of, fields, kind_of, split_optional, type_name
 
 __all__ = ["Found", "default_text", "field_type", "locate", "value_text"]
 

@@ -8,7 +8,8 @@ import attrs
 import tomli_w
 
 from .options import Use
-from .structure import NONE, Structurer, Wrong, fields, kind_of
+from .problems import Wrong
+from .structure import NONE, Structurer, fields, kind_of
 
 if TYPE_CHECKING:
     from mdmkit.plugins.registry import Registry

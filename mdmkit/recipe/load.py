@@ -16,9 +16,9 @@ from mdmkit.errors import WrongInput
 from .checks import cross_problems, uses
 from .lines import scan
 from .overrides import Override, apply, parse_override
-from .problems import Located, Path, Problem, RecipeError, unknown
+from .problems import Located, Path, Problem, RecipeError, Wrong, unknown
 from .schema import Recipe
-from .structure import Structurer, Wrong
+from .structure import Structurer
 
 if TYPE_CHECKING:
     from mdmkit.plugins.registry import Registry
