@@ -84,8 +84,8 @@ def nest(
     shells = []
     inner = core
     for level in picked[1:]:
-        context = {"inner_channels": inner.channels[0], "cond_width": core.cond_width, **where}
-        inner = registry.build(level.network, kind="shell", **context)
+        told = {"inner_channels": inner.channels[0], "emb_dim": core.emb_dim, "cond_width": core.cond_width}
+        inner = registry.build(level.network, kind="shell", **told, **where)
         shells.append(inner)
     attend = registry.build(recipe.model.attend, kind="attention")
     return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend)

@@ -30,7 +30,7 @@ KINDS: dict[str, Kind] = {
         Kind("attention", "the backend of every attention", "mdmkit.nn.attention:Attend", function=True),
         Kind("core", "the innermost network, level 0", "mdmkit.nn.nest:Core", ("cond_dim", "device", "dtype")),
         Kind("shell", "the network of a level around the core", "mdmkit.nn.nest:Shell",
-             ("inner_channels", "cond_width", "device", "dtype")),
+             ("inner_channels", "emb_dim", "cond_width", "device", "dtype")),
         Kind("text_encoder", "captions to features", "mdmkit.text:TextEncoder", ("device", "dtype")),
         Kind("resolution_sampler", "which levels the rows of a batch train", "mdmkit.resolutions:ResolutionSampler",
              ("levels",)),
