@@ -125,7 +125,7 @@ def test_explain_a_component(cli: Cli) -> None:
     assert "target tests.recipe.stand_ins:built" in lines
     assert "offset 0.008 float >= 0.0 and < 1.0 keeps the start from being too clean" in lines
     assert "clamp 15.0 float or 'none' > 0.0 largest logsnr" in lines
-    assert "given inner_channels, cond_width, device, dtype (by the program)" in [
+    assert "given inner_channels, emb_dim, cond_width, device, dtype (by the program)" in [
         " ".join(line.split()) for line in cli("explain", "shell/unet@1").out.splitlines()
     ]
 
