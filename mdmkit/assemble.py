@@ -61,7 +61,9 @@ def cond_dim(recipe: Recipe) -> int | None:
         return None
     width = getattr(recipe.text.settings, "width", None)
     if width is None:
-        raise ValueError(f"text encoder {recipe.text.name!r} has no setting `width`, which the core is built for")
+        raise ValueError(
+            f"text encoder {recipe.text.name!r} has no setting `width`, which the core is built for"
+        )
     return width
 
 
@@ -90,7 +92,11 @@ def nest(
 
 
 def text_encoder(
-    recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> torch.nn.Module | None:
     """The text encoder, or None where the recipe has none."""
     if recipe.text is None:
