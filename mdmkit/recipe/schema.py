@@ -26,9 +26,8 @@ class Run:
 class Data:
     """The dataset and how it is read."""
 
-    source: Use = slot("dataset", help="where samples come from; its settings stand in this same table")
+    source: Use = slot("dataset", help="where samples come from", flat=True)
     workers: int = opt(0, "processes that read and decode ahead; changes no number", ge=0)
-    max_bad: int = opt(100, "stop after so many unreadable samples in a row", ge=1)
 
 
 @attrs.frozen
@@ -51,7 +50,7 @@ class Level:
     """One level: its resolution, and the core (level 0) or shell (above) that works there, settings in the same table."""
 
     resolution: int | tuple[int, int] = opt(help="side, or [height, width], in pixels", ge=1)
-    network: Use = slot("core", help="`use` and settings of the core or shell, in this same table")
+    network: Use = slot(("core", "shell"), "unet", "the core (first table) or shell that works there", flat=True)
 
 
 @attrs.frozen
@@ -73,7 +72,7 @@ class Train:
     batch: int | None = opt(None, "global batch over all ranks and accumulation; here or in growth's stages", ge=1)
     accumulate: int = opt(1, "micro-batches a step", ge=1)
     levels: Use = slot("resolution_sampler", "all", "which levels the rows of a batch train")
-    clip: float | None = opt(1.0, "largest gradient norm; none where null is wanted: leave out", gt=0.0)
+    clip: float | None = opt(1.0, 'largest gradient norm; "none": not clipped', gt=0.0)
     ema: float = opt(0.999, "decay of the averaged weights, with a warmup from the first step", ge=0.0, lt=1.0)
     caption_dropout: float = opt(0.1, "share of captions replaced by the empty string", ge=0.0, le=1.0)
     max_bad_steps: int = opt(5, "stop after so many NaN or infinite losses in a row", ge=1)
@@ -107,7 +106,7 @@ class Evaluate:
     count: int = opt(256, "pictures drawn for the metrics", ge=1)
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Recipe:
     """A whole run."""
 
