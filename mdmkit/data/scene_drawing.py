@@ -17,8 +17,8 @@ Array = np.ndarray
 
 
 # Distances from the outline, negative inside, over u (to the right) and v (down), in radii of the object.
-# Every shape fits the unit circle, but for corners of up to 1.06. They are exact at straight and round edges, which is all that
-# anti-aliasing needs.
+# Every shape fits the unit circle, but for corners of up to 1.06. Distances are exact at straight and round
+# edges, which is all that anti-aliasing needs.
 
 
 def _circle(u: Array, v: Array) -> Array:

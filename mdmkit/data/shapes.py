@@ -107,8 +107,9 @@ class Shapes:
         others = self.seen if split == "train" else self.every_pair
         if len(others) < objects[1]:
             raise ValueError(
-                f"expected at least {objects[1]} pairs of colour and shape, came {len(others)} (of {len(colours)} "
-                f'colours and {len(shapes)} shapes, split = "{split}"); list more, or take split = "all"'
+                f"expected at least {objects[1]} pairs of colour and shape, came {len(others)} (of "
+                f'{len(colours)} colours and {len(shapes)} shapes, split = "{split}"); list more, '
+                'or take split = "all"'
             )
 
     def sample(self, position: int) -> Sample:

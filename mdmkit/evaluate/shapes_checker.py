@@ -1,9 +1,24 @@
 """Says whether a picture of coloured shapes shows what a caption asks for.
 
-The picture is read first, without the caption (`shapes_reader`). Accuracy of that reading on true scenes, in per cent of
-objects (all shapes, colours, sizes and textures; "soft": blurred by 0.7 pixels and with noise of 0.08 in [-1, 1]):
+The picture is read first, without the caption (`shapes_reader`). Measured on 200 true scenes a row, of all
+shapes, colours, sizes and textures, in per cent of objects. "soft": blurred by 0.7 pixels, with noise of 0.08
+in [-1, 1]; "missed": scenes whose number of objects came out wrong, left out of the columns before it; "all":
+captions found wholly true.
 
-TABLE
+    objects  pixels        colour  shape   size  texture  missed    all
+    1        16             100    100    100     98.5      0       99.5
+    1        16, soft        95     93     94.5   67        0       70
+    1        32             100    100    100    100        0      100
+    1        32, soft       100     99.5  100     99.5      0       99
+    1        64 and soft    100    100    100    100        0      100
+    1 to 3   16              99.5   98.5   98.7   86.1      0.5     80.5
+    1 to 3   16, soft        90.6   70.8   75.8   38.3      1.5     31.5
+    1 to 3   32             100    100    100     98.5      0       99.5
+    1 to 3   32, soft        97.7   95.4   94.6   80.4      0       71
+    1 to 3   64             100    100    100     99.7      0      100
+    1 to 3   64, soft       100    100    100    100        0      100
+
+Most misreadings are of small objects, whose radius is 2 to 3 pixels at 16: ask for larger ones there.
 """
 
 from __future__ import annotations
