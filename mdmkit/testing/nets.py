@@ -24,7 +24,7 @@ def block(it: Subject) -> None:
     out = it.attempt("forward(x, emb)", lambda: same(x, emb))
     channels = int(it.context.get("out_channels", 32))
     it.must(out.shape == (2, channels, *SIZE), f"gives {tuple(out.shape)} for {tuple(x.shape)}")
-    off = float((out - x).abs().max())
+    off = _distance(out, x)
     it.must(off == 0, f"must start as the identity (last layer at zero), but is off by {off:.3g}")
     _stir(same)
     it.must(not torch.equal(same(x, emb), same(x, -emb)), "does not use the embedding")
@@ -55,9 +55,9 @@ def attention(it: Subject) -> None:
             got = it.attempt(f"attention with {name}", lambda: attend(*leaves, mask))  # noqa: B023
             it.must(got.shape == q.shape, f"with {name} gives {tuple(got.shape)} for q of {tuple(q.shape)}")
             if mask is not None:
-                off = float(got[2].abs().max())
+                off = _distance(got[2], torch.zeros_like(got[2]))
                 it.must(off == 0, f"with {name}: attention over nothing must give zero, got {off:.3g}")
-            off = float((got - _reference(q, k, v, mask)).abs().max())
+            off = _distance(got, _reference(q, k, v, mask))
             it.must(off < 1e-5, f"with {name} is off softmax(q k' / sqrt(D)) v by {off:.3g}")
             got.square().sum().backward()
             for x, leaf in zip("qkv", leaves, strict=True):
@@ -198,8 +198,12 @@ def _stir(module: nn.Module) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * scale)
 
 
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().abs().max())
+
+
 def _rows_alone(it: Subject, among: Tensor, alone: Tensor) -> None:
-    off = float((among[: len(alone)] - alone).abs().max())
+    off = _distance(among[: len(alone)], alone)
     it.must(off < 1e-4, f"a row among others differs from the same row alone by {off:.3g}")
 
 

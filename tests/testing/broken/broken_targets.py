@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mdmkit.recipe import opt
+from mdmkit.text import TextEncoder
 
 
 @attrs.frozen
@@ -354,7 +355,7 @@ class ZeroFirst:
         return min(1.0, step / 10)
 
 
-class BatchWideText(nn.Module):
+class BatchWideText(TextEncoder):
     """Features that depend on the captions beside."""
 
     width, trainable = 4, False
