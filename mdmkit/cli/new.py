@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mdmkit.recipe.problems import unknown
 
 from mdmkit import __version__
 from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.plugins import load_registry
+from mdmkit.recipe.problems import unknown
 
 __all__ = ["command", "new_plugin", "new_recipe"]
 
