@@ -1,0 +1,134 @@
+"""A nest of networks that denoises a picture at several resolutions at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from .attention import Attend, sdpa
+from .shell import Encoded
+from .unet import Running, Text
+
+__all__ = ["Core", "NestedUNet", "Shell"]
+
+
+class Core(Protocol):
+    """Level 0 of a nest; it owns the text. `channels[0]` is the width of its features."""
+
+    channels: tuple[int, ...]
+    cond_width: int | None
+
+    def read(self, cond: Tensor | None, mask: Tensor | None, run: Running, /) -> Text | None: ...
+
+    def __call__(
+        self,
+        z: Tensor,
+        t: Tensor,
+        /,
+        *,
+        text: Text | None,
+        micros: Mapping[str, Tensor] | None,
+        carried: Tensor | None,
+        run: Running,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Shell(Protocol):
+    """Level r >= 1 of a nest; `ratio` is how much higher and wider its pictures are than those inside."""
+
+    channels: tuple[int, ...]
+    ratio: tuple[int, int]
+
+    def encode(
+        self,
+        z: Tensor,
+        t: Tensor,
+        /,
+        *,
+        text: Text | None,
+        micros: Mapping[str, Tensor] | None,
+        carried: Tensor | None,
+        run: Running,
+    ) -> Encoded: ...
+
+    def decode(self, encoded: Encoded, inner: Tensor, run: Running, /) -> tuple[Tensor, Tensor]: ...
+
+
+class NestedUNet(nn.Module):
+    """A core and the shells around it; parameters are `levels.0.*` (core) and `levels.r.*` (shells).
+
+    use_checkpoint: blocks are run again in the backward pass, which trades time for memory. attend: the attention of
+    every level. Source: Gu et al. 2024 (2310.15111), section 3.2.
+    """
+
+    def __init__(
+        self,
+        core: nn.Module,
+        shells: Iterable[nn.Module] = (),
+        *,
+        use_checkpoint: bool = False,
+        attend: Attend = sdpa,
+    ) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList([core, *shells])
+        self.use_checkpoint = use_checkpoint
+        self.attend = attend
+
+    def extra_repr(self) -> str:
+        return f"use_checkpoint={self.use_checkpoint}"
+
+    def forward(
+        self,
+        z: Sequence[Tensor],
+        t: Tensor,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        micros: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Predictions of the first len(z) levels, low resolution to high.
+
+        z[r] (B_r, 3, H_r, W_r) with B = B_0 >= B_1 >= ...: the first B_r rows of the batch; t (B,) in [0, 1];
+        cond (B, L, D), cond_mask (B, L) bool, True: a token; micros: (B,) each. Returns tensors shaped like z.
+
+        Raises ValueError for more levels than there are, more rows outside than inside, resolutions that do not fit
+        the shells' ratios, text of a wrong width, or micro-conditioning that no level reads.
+        """
+        self._check(z, micros)
+        core, shells = self.levels[0], list(self.levels)[1 : len(z)]
+        run = Running(self.attend, self.use_checkpoint)
+        text = core.read(cond, cond_mask, run)
+
+        def rows(count: int) -> dict:
+            few = None if micros is None else {key: value[:count] for key, value in micros.items()}
+            return {"text": None if text is None else text.rows(count), "micros": few, "run": run}
+
+        carried: Tensor | None = None
+        encoded = []
+        for shell, z_r in zip(reversed(shells), reversed(z[1:]), strict=True):
+            count = len(z_r)
+            encoded.append(shell.encode(z_r, t[:count], carried=carried, **rows(count)))
+            carried = encoded[-1].inwards
+
+        prediction, features = core(z[0], t, carried=carried, **rows(len(z[0])))
+        predictions = [prediction]
+        for shell, z_r in zip(shells, z[1:], strict=True):
+            prediction, features = shell.decode(encoded.pop(), features[: len(z_r)], run)
+            predictions.append(prediction)
+        return tuple(predictions)
+
+    def _check(self, z: Sequence[Tensor], micros: Mapping[str, Tensor] | None) -> None:
+        if not 1 <= len(z) <= len(self.levels):
+            raise ValueError(f"expected pictures of 1 to {len(self.levels)} levels, got {len(z)}")
+        for r in range(1, len(z)):
+            if len(z[r]) > len(z[r - 1]):
+                raise ValueError(f"expected at most the {len(z[r - 1])} rows of level {r - 1} at level {r}, got {len(z[r])}")
+            (h, w), (rh, rw) = z[r - 1].shape[-2:], self.levels[r].ratio
+            if z[r].shape[-2:] != (h * rh, w * rw):
+                came = " x ".join(map(str, z[r].shape[-2:]))
+                raise ValueError(f"expected {h * rh} x {w * rw} pixels at level {r}, got {came}")
+        known = {key for level in self.levels for key in level.embedding.defaults}
+        for key in micros or {}:
+            if key not in known:
+                raise ValueError(f"no level reads the micro-conditioning {key!r} (known: {', '.join(sorted(known))})")
