@@ -52,7 +52,7 @@ def test_nothing_is_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (("recipe", "quikstart"), "unknown recipe 'quikstart'; did you mean 'quickstart'?"),
-        (("plugin", "Acme"), "expected a plugin name of a-z, 0-9 and _ that starts with a letter, got 'Acme'"),
+        (("plugin", "Acme"), "expected a plugin name of a-z, 0-9 and _ that starts with a letter, got"),
         (("plugin", "mdmkit"), "plugin name 'mdmkit' is taken by mdmkit"),
         (("plugins", "acme"), "unknown thing to make 'plugins'; did you mean 'plugin'?"),
     ],
