@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mdmkit.plugins import Component, load_registry
+from mdmkit.plugins import Component, Registry, load_registry
 from mdmkit.testing import BATTERIES, ConformanceError, check_component
 
 REGISTRATIONS = [
@@ -39,6 +39,8 @@ OBJECTS = [
         "SquaredSchedule",
         r"ln\(alpha\^2 / sigma\^2\) of alpha_sigma\(t\) is off logsnr",
     ),
+    ("noise_schedule", "Plain", "NoisyAtZero", r"alpha_sigma\(0\) is \(0.999832, 0.0183\), expected \(1, 0\)"),
+    ("noise_schedule", "Plain", "InfiniteEnds", r"logsnr\(t\) is not finite at t = 0; clamp it"),
     ("noise_schedule", "Plain", "DropsTheShift", r"is off logsnr by"),
     ("weighting", "Plain", "NegativeWeight", r"weight is negative at logsnr = -20"),
     ("weighting", "Plain", "SpacelessWeight", r"space is 'velocity', expected one of x0, eps, v, flow"),
@@ -97,7 +99,7 @@ def on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def registry() -> object:
+def registry() -> Registry:
     return load_registry(env={"MDMKIT_PLUGINS": ""})
 
 
@@ -110,7 +112,7 @@ def component(kind: str, settings: str, target: str) -> Component:
 @pytest.mark.parametrize(
     ("settings", "target", "message"), REGISTRATIONS, ids=[f"{s}-{t}" for s, t, _ in REGISTRATIONS]
 )
-def test_a_wrong_registration_is_named(settings: str, target: str, message: str, registry: object) -> None:
+def test_a_wrong_registration_is_named(settings: str, target: str, message: str, registry: Registry) -> None:
     with pytest.raises(ConformanceError, match=message) as caught:
         check_component(component("noise_schedule", settings, target), registry=registry)
     assert str(caught.value).startswith(f"noise_schedule broken.{target}: ")
@@ -120,13 +122,13 @@ def test_a_wrong_registration_is_named(settings: str, target: str, message: str,
     ("kind", "settings", "target", "message"), OBJECTS, ids=[f"{k}-{t}" for k, _, t, _ in OBJECTS]
 )
 def test_a_broken_promise_is_named(
-    kind: str, settings: str, target: str, message: str, registry: object
+    kind: str, settings: str, target: str, message: str, registry: Registry
 ) -> None:
     with pytest.raises(ConformanceError, match=message):
         check_component(component(kind, settings, target), registry=registry)
 
 
-def test_required_settings_need_samples(registry: object) -> None:
+def test_required_settings_need_samples(registry: Registry) -> None:
     lost = Component("dataset", "broken.lost", importlib.import_module("broken_settings").Required, None)
     with pytest.raises(ConformanceError, match="target is missing: a dataset is given seed, resolution"):
         check_component(lost, registry=registry)

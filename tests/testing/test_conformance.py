@@ -85,6 +85,7 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
         "urls": str(shards(folder) / "part-{000000..000001}.tar"),
         "cache": str(folder / "cache"),
     },
+    "resolution_sampler/mixed": lambda folder: {"shares": (0.5, 0.25, 0.25)},
     "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},
 }
 

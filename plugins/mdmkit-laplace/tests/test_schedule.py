@@ -30,6 +30,7 @@ def test_ends_are_clean_data_and_pure_noise_within_the_limit(mean: float, scale:
     ends = schedule.logsnr(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert ends.tolist() == [limit, -limit]
     alpha, sigma = schedule.alpha_sigma(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    assert (alpha[0], sigma[0]) == (1, 0)
     torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones(3, dtype=torch.float64))
     assert alpha[0] > alpha[1] > alpha[2]
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mdmkit.nn.attention import sdpa
 from mdmkit_xformers import attention
 from torch import Tensor
+
+from mdmkit.nn.attention import sdpa
 
 
 def stand_in(query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None = None) -> Tensor:

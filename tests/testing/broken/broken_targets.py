@@ -29,7 +29,8 @@ class Schedule:
         return 8 - 16 * t
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.alpha_sigma_at(self.logsnr(t))
+        alpha, sigma = self.alpha_sigma_at(self.logsnr(t))
+        return torch.where(t == 0, 1.0, alpha), torch.where(t == 0, 0.0, sigma)
 
     def alpha_sigma_at(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         return logsnr.sigmoid().sqrt(), (-logsnr).sigmoid().sqrt()
@@ -60,6 +61,16 @@ class StandingSchedule(Schedule):
 class SquaredSchedule(Schedule):
     def alpha_sigma_at(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         return logsnr.sigmoid(), (-logsnr).sigmoid()
+
+
+class NoisyAtZero(Schedule):
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.alpha_sigma_at(self.logsnr(t))
+
+
+class InfiniteEnds(Schedule):
+    def logsnr(self, t: Tensor) -> Tensor:
+        return (1 - t).log() - t.log()
 
 
 class DropsTheShift(Schedule):
@@ -207,7 +218,7 @@ def stays(denoise: Any, z: Any, path: Any, noise: Any) -> Any:
 
 def averages(denoise: Any, z: Any, path: Any, noise: Any) -> Any:
     return tuple(
-        x.mean(0, keepdim=True).expand_as(x) * 1e-5 + y
+        x.mean(0, keepdim=True).expand_as(x) * 1e-7 + y
         for x, y in zip(z, denoise(z, path[0]).x0, strict=True)
     )
 
