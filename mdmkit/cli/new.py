@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mdmkit.recipe.problems import unknown
 
 from mdmkit import __version__
 from mdmkit.errors import MdmkitError, WrongInput
-from mdmkit.plugins import load_registry
+from mdmkit.plugins import Registry
+from mdmkit.recipe.problems import unknown
+
+from .options import Plugins, open_registry
 
 __all__ = ["command", "new_plugin", "new_recipe"]
 
@@ -25,6 +27,7 @@ WHAT = ("recipe", "plugin")
 
 
 def command(
+    plugins: Plugins,
     what: Annotated[str, typer.Argument(metavar="recipe|plugin", help="What to make.", show_default=False)],
     name: Annotated[
         str,
@@ -36,25 +39,25 @@ def command(
     ] = None,
 ) -> None:  # fmt: skip
     """Make a recipe to edit, or a plugin package that already passes its tests. Nothing is overwritten."""
-    if what == "recipe":
-        made = new_recipe(name, dest)
-        print(f"edit it, then: python -m mdmkit check {made}", file=sys.stderr)
-    elif what == "plugin":
-        made = new_plugin(name, dest)
-        print(f"try it: python -m pytest {made}\ninstall it: pip install -e {made}", file=sys.stderr)
-    else:
+    if what not in WHAT:
         raise WrongInput(unknown(f"unknown thing to make {what!r}", what, WHAT))
+    registry = open_registry(plugins)
+    if what == "recipe":
+        made = new_recipe(name, dest, registry)
+        print(f"edit it, then: python -m mdmkit check {made}", file=sys.stderr)
+    else:
+        made = new_plugin(name, dest, registry)
+        print(f"try it: python -m pytest {made}\ninstall it: pip install -e {made}", file=sys.stderr)
     print(made)
 
 
-def new_recipe(name: str, dest: Path | None = None) -> Path:
+def new_recipe(name: str, dest: Path | None, registry: Registry) -> Path:
     """Copy a shipped recipe, "quickstart" or "plugin:name", to `dest`, a file or an existing folder.
 
     Returns the file. WrongInput for an unknown name and where there is a file already.
     """
-    recipes = load_registry().recipes
-    known = {key.removeprefix("mdmkit:"): path for key, path in recipes.items()}
-    source = recipes.get(name) or known.get(name.removesuffix(".toml"))
+    known = {key.removeprefix("mdmkit:"): path for key, path in registry.recipes.items()}
+    source = registry.recipes.get(name) or known.get(name.removesuffix(".toml"))
     if source is None:
         raise WrongInput(unknown(f"unknown recipe {name!r}", name, sorted(known)))
     target = dest or Path()
@@ -64,14 +67,14 @@ def new_recipe(name: str, dest: Path | None = None) -> Path:
     return target
 
 
-def new_plugin(name: str, dest: Path | None = None) -> Path:
+def new_plugin(name: str, dest: Path | None, registry: Registry) -> Path:
     """Write a plugin package with one noise schedule and its conformance test into the folder `dest`.
 
     Returns the folder. WrongInput for a name that cannot be one or is taken, and for a folder in use.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise WrongInput(f"expected a plugin name of a-z, 0-9 and _ that starts with a letter, got {name!r}")
-    taken = {plugin.name: plugin.owner for plugin in load_registry().plugins}
+    taken = {plugin.name: plugin.owner for plugin in registry.plugins}
     if name in taken:
         raise WrongInput(f"plugin name {name!r} is taken by {taken[name]}; choose another")
     distribution = f"mdmkit-{name.replace('_', '-')}"

@@ -7,7 +7,8 @@ from typing import Any
 
 import attrs
 
-from mdmkit.plugins import KINDS, Component
+from mdmkit.plugins import KINDS, Component, Entry, Plugin, Registry, load_registry
+from mdmkit.recipe import Use
 
 from . import nets, rooms, sampling, training, values
 from .registration import check_object, check_registration, check_settings_class
@@ -45,7 +46,7 @@ def check_component(
     settings: Any = None,
     context: Mapping[str, Any] | None = None,
     build: Callable[..., Any] | None = None,
-    registry: Any = None,
+    registry: Registry | None = None,
 ) -> None:
     """Try out, on the CPU, every promise that `component` makes by its registration and by its kind.
 
@@ -56,50 +57,46 @@ def check_component(
     registry: where components in nested slots are found; what is installed where not given.
     Raises ConformanceError, which names the component, the promise and what broke it.
     """
-    from mdmkit.plugins import Entry, Plugin, Registry, load_registry
-    from mdmkit.recipe import Use
-
     registry = registry or load_registry()
-    if isinstance(component, str):
-        kind_name, _, name = component.partition("/")
-        component = registry.find(kind_name, name).component
-    if component.kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise ConformanceError(f"{component.name}: unknown kind {component.kind!r} (known: {known})")
-    entry = Entry(component, Plugin("under test", component.settings.__module__))
-    registry = Registry(
-        manager=registry.manager, plugins=registry.plugins, entries=[*registry.entries(), entry]
-    )
+    tried = _registration(component, registry)
+    if tried.kind not in KINDS:
+        raise ConformanceError(f"{tried.name}: unknown kind {tried.kind!r} (known: {', '.join(KINDS)})")
+    entry = Entry(tried, Plugin("under test", tried.settings.__module__))
+    entries = [*registry.entries(), entry]
+    registry = Registry(manager=registry.manager, plugins=registry.plugins, entries=entries)
 
     def make(chosen: Any, given: Mapping[str, Any]) -> Any:
         if build is not None:
             return build(chosen, **given)
-        use = Use(component.name, component.version, chosen)
-        return registry.build(use, kind=component.kind, **given)
-
-    subject = Subject(component, KINDS[component.kind], settings, make, context or {})
-    check_settings_class(subject)
-    check_registration(subject)
-    if settings is None:
-        subject = attrs.evolve(subject, settings=_defaults(subject))
-    subject.must(
-        isinstance(subject.settings, component.settings),
-        f"sample settings are a {type(subject.settings).__name__}, not a {component.settings.__name__}",
-    )
+        return registry.build(Use(tried.name, tried.version, chosen), kind=tried.kind, **given)
 
     def make_and_check(chosen: Any, given: Mapping[str, Any]) -> Any:
         made = subject.attempt("building it", lambda: make(chosen, given))
         check_object(subject, made)
         return made
 
-    BATTERIES[component.kind](attrs.evolve(subject, make=make_and_check))
+    subject = Subject(tried, KINDS[tried.kind], settings, make_and_check, context or {})
+    check_settings_class(subject)
+    check_registration(subject)
+    if settings is None:
+        subject = attrs.evolve(subject, settings=_defaults(subject))
+    elif not isinstance(settings, tried.settings):
+        subject.breaks(f"sample settings are a {type(settings).__name__}, not a {tried.settings.__name__}")
+    BATTERIES[tried.kind](subject)
+
+
+def _registration(component: Component | str, registry: Registry) -> Component:
+    if isinstance(component, Component):
+        return component
+    kind, _, name = component.partition("/")
+    return registry.find(kind, name).component
 
 
 def _defaults(subject: Subject) -> Any:
     cls = subject.component.settings
     required = [field.name for field in attrs.fields(cls) if field.default is attrs.NOTHING]
-    subject.must(
-        not required,
-        f"has required settings ({', '.join(required)}); give samples: check_component(settings=...)",
-    )
+    if required:
+        subject.breaks(
+            f"has required settings ({', '.join(required)}); give samples: check_component(settings=...)"
+        )
     return cls()

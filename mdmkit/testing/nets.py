@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,32 +12,29 @@ from .subject import Subject, load
 __all__ = ["attention", "block", "core", "shell", "text_encoder"]
 
 EMB_DIM = 32
+NORM_GROUPS = 8
 COND_DIM = 24
 SIZE = (16, 24)  # not a square
 
 
 def block(it: Subject) -> None:
     """Shape kept but for the channels; starts as the identity where they agree; takes the embedding in."""
-    same = it.build(in_channels=32, out_channels=32, emb_dim=EMB_DIM, device="cpu", dtype=torch.float64)
+    where = {"emb_dim": EMB_DIM, "norm_groups": NORM_GROUPS, "device": "cpu", "dtype": torch.float64}
+    same = it.build(in_channels=32, out_channels=32, **where)
     x, emb = _draw(2, 32, *SIZE), _draw(2, EMB_DIM, seed=1)
     out = it.attempt("forward(x, emb)", lambda: same(x, emb))
-    channels = int(it.context.get("out_channels", 32))
-    it.must(out.shape == (2, channels, *SIZE), f"gives {tuple(out.shape)} for {tuple(x.shape)}")
-    off = float((out - x).abs().max())
+    it.must(out.shape == x.shape, f"gives {tuple(out.shape)} for {tuple(x.shape)}")
+    off = _distance(out, x)
     it.must(off == 0, f"must start as the identity (last layer at zero), but is off by {off:.3g}")
     _stir(same)
     it.must(not torch.equal(same(x, emb), same(x, -emb)), "does not use the embedding")
     _rows_alone(it, same(x, emb), same(x[:1], emb[:1]))
     same(x, emb).square().mean().backward()
     _has_gradients(it, same)
-    wider = it.build(in_channels=32, out_channels=64, emb_dim=EMB_DIM, device="cpu", dtype=torch.float64)
+    wider = it.build(in_channels=32, out_channels=64, **where)
     got = it.attempt("forward(x, emb) from 32 to 64 channels", lambda: wider(x, emb))
-    it.must(got.shape[1] == int(it.context.get("out_channels", 64)), f"gives {got.shape[1]} channels of 64")
-    _builds_on_meta(
-        it,
-        it.build(in_channels=32, out_channels=64, emb_dim=EMB_DIM, device="meta", dtype=torch.float32),
-        wider,
-    )
+    it.must(got.shape[1] == 64, f"gives {got.shape[1]} channels of 64")
+    _builds_on_meta(it, it.build(in_channels=32, out_channels=64, **{**where, "device": "meta"}), wider)
 
 
 def attention(it: Subject) -> None:
@@ -55,11 +51,13 @@ def attention(it: Subject) -> None:
             got = it.attempt(f"attention with {name}", lambda: attend(*leaves, mask))  # noqa: B023
             it.must(got.shape == q.shape, f"with {name} gives {tuple(got.shape)} for q of {tuple(q.shape)}")
             if mask is not None:
-                off = float(got[2].abs().max())
+                off = _distance(got[2], torch.zeros_like(got[2]))
                 it.must(off == 0, f"with {name}: attention over nothing must give zero, got {off:.3g}")
-            off = float((got - _reference(q, k, v, mask)).abs().max())
+            off = _distance(got, _reference(q, k, v, mask))
             it.must(off < 1e-5, f"with {name} is off softmax(q k' / sqrt(D)) v by {off:.3g}")
             got.square().sum().backward()
+            lost = leaves[0].grad
+            it.must(mask is None or lost is None or not lost[2].any(), f"with {name}: nothing has a gradient")
             for x, leaf in zip("qkv", leaves, strict=True):
                 grad = leaf.grad
                 it.must(
@@ -83,7 +81,7 @@ def core(it: Subject) -> None:
         z, t, cond = [_draw(2, 3, *SIZE).float()], torch.tensor([0.3, 0.9]), _text(cond_dim)
         out = it.attempt(f"forward with cond_dim={cond_dim}", lambda: nest(z, t, **cond))  # noqa: B023
         it.must(len(out) == 1 and out[0].shape == z[0].shape, f"predicts {[tuple(o.shape) for o in out]}")
-        _rows_alone(it, out[0], nest([z[0][:1]], t[:1], **{name: x[:1] for name, x in cond.items()})[0])
+        _rows_alone(it, out[0], nest([z[0][:1]], t[:1], **_first(cond))[0])
         it.must(not torch.equal(out[0], nest(z, t * 0.5, **cond)[0]), "does not use t")
         if cond:
             other = nest(z, t, cond=-cond["cond"], cond_mask=cond["cond_mask"])[0]
@@ -98,46 +96,37 @@ def core(it: Subject) -> None:
 
 def shell(it: Subject) -> None:
     """Predicts at its own resolution; a fresh one leaves the level below untouched, bit for bit."""
-    inner = _core_inside(it)
-    features = int(getattr(inner, "out_channels", 0) or getattr(inner, "channels", [32])[0])
-    made = it.build(inner_channels=features, device="cpu", dtype=torch.float32)
-    nest = it.attempt("NestedUNet(core, [shell])", lambda: _nest(inner, [made]))
+    make_core = load("mdmkit.nn:UNetCore")
+    inner = make_core(channels=(32, 32), blocks=1, attention=(0, 1), cond_dim=COND_DIM, device="cpu")
     _stir(inner)
-    ratio = _ratio(made)
-    z = [_draw(2, 3, *SIZE).float(), _draw(2, 3, SIZE[0] * ratio[0], SIZE[1] * ratio[1], seed=1).float()]
-    t = torch.tensor([0.3, 0.9])
+    join = {"inner_channels": inner.channels[0], "cond_width": inner.cond_width}
+    made = it.build(**join, device="cpu", dtype=torch.float32)
+    nest = it.attempt("NestedUNet(core, [shell])", lambda: _nest(inner, [made]))
+    side = SIZE[0] * made.ratio[0], SIZE[1] * made.ratio[1]
+    z = [_draw(2, 3, *SIZE).float(), _draw(2, 3, *side, seed=1).float()]
+    t, text = torch.tensor([0.3, 0.9]), _text(COND_DIM)
     with torch.no_grad():
-        below = nest(z[:1], t)[0]
-        out = it.attempt("forward over two levels", lambda: nest(z, t))
-        it.must(
-            [o.shape for o in out] == [x.shape for x in z],
-            f"predicts {[tuple(o.shape) for o in out]} for {[tuple(x.shape) for x in z]}",
-        )
+        below = nest(z[:1], t, **text)[0]
+        out = it.attempt("forward over two levels", lambda: nest(z, t, **text))
+        sizes = [tuple(o.shape) for o in out]
+        it.must(sizes == [tuple(x.shape) for x in z], f"predicts {sizes} for {[tuple(x.shape) for x in z]}")
         it.must(torch.equal(out[0], below), "a fresh shell changes the prediction of the level below")
-        it.must(float(out[1].abs().max()) == 0, "a fresh shell must predict 0 (its head starts at zero)")
-        mixed = nest([z[0], z[1][:1]], t)
-        it.must(
-            torch.allclose(mixed[0][1:], below[1:], atol=1e-6),
-            "a row that stops below is changed by the shell",
-        )
+        it.must(not out[1].any(), "a fresh shell must predict 0 (its head starts at zero)")
         _stir(nest)
-        _rows_alone(it, nest(z, t)[1], nest([x[:1] for x in z], t[:1])[1])
-        it.must(not torch.equal(nest(z, t)[1], nest(z, t * 0.5)[1]), "does not use t")
-    nest(z, t)[1].square().mean().backward()
+        out = nest(z, t, **text)
+        _rows_alone(it, out[1], nest([x[:1] for x in z], t[:1], **_first(text))[1])
+        mixed = nest([z[0], z[1][:1]], t, **text)
+        low = nest(z[:1], t, **text)[0]
+        off = max(_distance(mixed[0][1:], low[1:]), _distance(mixed[1], out[1][:1]))
+        it.must(off < 1e-4, f"in a batch of which part stops below, predictions are off by {off:.3g}")
+        it.must(not torch.equal(out[1], nest(z, t * 0.5, **text)[1]), "does not use t")
+    nest(z, t, **text)[1].square().mean().backward()
     _has_gradients(it, made)
-    _builds_on_meta(it, it.build(inner_channels=features, device="meta", dtype=torch.float32), made)
+    _builds_on_meta(it, it.build(**join, device="meta", dtype=torch.float32), made)
 
 
-def _core_inside(it: Subject) -> nn.Module:
-    core_of_nest = load("mdmkit.nn:UNetCore")
-    return core_of_nest(
-        channels=(32, 32), blocks=(1, 1), attention=(0, 0), cond_dim=None, device="cpu", dtype=torch.float32
-    )
-
-
-def _ratio(made: Any) -> tuple[int, int]:
-    ratio = getattr(made, "ratio", 2)
-    return (ratio, ratio) if isinstance(ratio, int) else (int(ratio[0]), int(ratio[1]))
+def _first(text: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x[:1] for name, x in text.items()}
 
 
 def _nest(inner: nn.Module, shells: list[nn.Module]) -> nn.Module:
@@ -198,8 +187,12 @@ def _stir(module: nn.Module) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * scale)
 
 
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().abs().max())
+
+
 def _rows_alone(it: Subject, among: Tensor, alone: Tensor) -> None:
-    off = float((among[: len(alone)] - alone).abs().max())
+    off = _distance(among[: len(alone)], alone)
     it.must(off < 1e-4, f"a row among others differs from the same row alone by {off:.3g}")
 
 

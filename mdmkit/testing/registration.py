@@ -118,6 +118,8 @@ def _check_mirror(it: Subject, component: Component, target: Any) -> None:
         if "kind" in field.metadata:  # the target's default is an object, the setting's a name
             continue
         ours, theirs = _default(field), parameters[name].default
+        if ours in ({}, []) and theirs is None:  # a signature holds no container that could be changed
+            continue
         if theirs is inspect.Parameter.empty:
             theirs = attrs.NOTHING
         it.must(

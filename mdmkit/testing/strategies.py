@@ -32,16 +32,16 @@ def resolutions(
     """Resolutions (height, width) low to high, each dividing the next per axis.
 
     levels: their number; 1 to `most_levels` where not given.
-    first: the longest side of level 0. largest: the longest of all.
+    first: the longest side of level 0. largest: the longest of all, at least first * 2 ** (levels - 1).
     """
     count = draw(st.integers(1, most_levels)) if levels is None else levels
     found = [(draw(st.integers(1, first)), draw(st.integers(1, first)))]
-    for _ in range(count - 1):
+    for left in reversed(range(count - 1)):
         height, width = found[-1]
-        down, across = draw(ratios(2 if count > 2 else 4))
-        found.append(
-            (min(height * down, largest // height * height), min(width * across, largest // width * width))
-        )
+        room = largest >> left  # each level to come takes at least a factor of 2
+        most = min(4, room // max(height, width))
+        down, across = draw(ratios(most))
+        found.append((height * down, width * across))
     return tuple(found)
 
 

@@ -39,9 +39,13 @@ class Subject:
         return {field.name: getattr(self.settings, field.name) for field in attrs.fields(type(self.settings))}
 
     def build(self, settings: Mapping[str, Any] | None = None, **context: Any) -> Any:
-        """A fresh object; `settings` change the samples, the author's context wins over the battery's."""
+        """A fresh object; `settings` change the samples.
+
+        Of `context` it is given what its kind names, the author's own instead of the battery's.
+        """
         changed = attrs.evolve(self.settings, **settings) if settings else self.settings
-        return self.make(changed, {**context, **self.context})
+        given = {name: value for name, value in context.items() if name in self.kind.context}
+        return self.make(changed, {**given, **self.context})
 
     def breaks(self, message: str) -> NoReturn:
         raise ConformanceError(f"{self.component.kind} {self.component.name}: {message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -38,7 +39,8 @@ def optimizer(it: Subject) -> None:
         it.must("lr" in group, "a parameter group has no 'lr', which the learning-rate schedule sets")
     other = nn.Parameter(end.detach().clone())
     restored = it.build(quick, params=[other])
-    restored.load_state_dict(made.state_dict())
+    # loading may keep the very tensors that it is given
+    restored.load_state_dict(copy.deepcopy(made.state_dict()))
     for leaf, rule in ((end, made), (other, restored)):
         _descend(leaf, rule)
     it.must(torch.equal(end, other), "a step after loading the saved state differs from the step without")
@@ -51,7 +53,7 @@ def _descend(leaf: nn.Parameter, rule: torch.optim.Optimizer) -> None:
 
 
 def _norm(leaf: Tensor) -> str:
-    return f"{float(leaf.square().sum()):.4g}"
+    return f"{float(leaf.detach().square().sum()):.4g}"
 
 
 def lr_schedule(it: Subject) -> None:

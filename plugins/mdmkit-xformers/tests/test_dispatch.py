@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from mdmkit.nn.attention import sdpa
 from mdmkit_xformers import attention
 from torch import Tensor
+
+from mdmkit.nn.attention import sdpa
 
 
 def stand_in(query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None = None) -> Tensor:
@@ -58,6 +59,7 @@ def draw(
 
 @pytest.mark.usefixtures("serving")
 class TestServing:
+    @settings(deadline=None, max_examples=30)
     @given(
         sizes=st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 19)] * 2, st.sampled_from([4, 8, 32])),
         seed=st.integers(0, 99),

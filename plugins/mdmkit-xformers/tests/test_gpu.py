@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from mdmkit.nn.attention import sdpa
 from mdmkit_xformers import attention
+
+from mdmkit.nn.attention import sdpa
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,9 +36,9 @@ def test_agrees_with_sdpa_forward_and_backward(dtype: torch.dtype, keys: int, ma
         mask[-1] = False
     weight = draw(64)
     results = []
-    for function in (lambda *x: attention.attend(*x, otherwise="refuse"), sdpa):
-        leaves = [x.clone().requires_grad_() for x in inputs]
-        out = function(*leaves, mask)
+    for function in (partial(attention.attend, otherwise="refuse"), sdpa):
+        q, k, v = leaves = [x.clone().requires_grad_() for x in inputs]
+        out = function(q, k, v, mask)
         (out * weight).sum().backward()
         results.append([out.detach(), *(leaf.grad for leaf in leaves)])
     for ours, theirs in zip(*results, strict=True):

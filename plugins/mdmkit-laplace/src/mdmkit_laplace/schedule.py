@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import attrs
+from mdmkit.schedules import VariancePreserving
 from torch import Tensor
 
 __all__ = ["Laplace"]
 
 
 @attrs.frozen(kw_only=True)
-class Laplace:
+class Laplace(VariancePreserving):
     """logsnr(t) = mean - scale sgn(1/2 - t) ln(1 - 2 |t - 1/2|), variance preserving.
 
     mean, scale: of the density exp(-|logsnr - mean| / scale) / (2 scale) that uniform t gives to logsnr.
@@ -35,11 +36,3 @@ class Laplace:
         # 1 - 2 |t - 1/2| as twice the distance to the nearer end: no digit is lost near t = 0
         from_end = 2 * t.minimum(1 - t)
         return (self.mean - self.scale * (0.5 - t).sign() * from_end.log()).clamp(-self.limit, self.limit)
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise scale at t."""
-        return self.alpha_sigma_at(self.logsnr(t))
-
-    def alpha_sigma_at(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise scale at a logsnr, shifted or not."""
-        return logsnr.sigmoid().sqrt(), (-logsnr).sigmoid().sqrt()
