@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from mdmkit.nn import NestedUNet
     from mdmkit.plugins import Registry
     from mdmkit.recipe import Recipe
+    from mdmkit.sampling.draw import Drawing
+    from mdmkit.train.loop import Parts, Plan
 
 __all__ = [
     "cond_dim",
     "dataset",
     "diffusion",
+    "drawing",
     "growth",
     "guidance",
     "loggers",
@@ -31,6 +34,8 @@ __all__ = [
     "metrics",
     "nest",
     "optimizer",
+    "parts",
+    "plan",
     "resolution_sampler",
     "resolutions",
     "rule",
@@ -56,7 +61,9 @@ def cond_dim(recipe: Recipe) -> int | None:
         return None
     width = getattr(recipe.text.settings, "width", None)
     if width is None:
-        raise ValueError(f"text encoder {recipe.text.name!r} has no setting `width`, which the core is built for")
+        raise ValueError(
+            f"text encoder {recipe.text.name!r} has no setting `width`, which the core is built for"
+        )
     return width
 
 
@@ -85,7 +92,11 @@ def nest(
 
 
 def text_encoder(
-    recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> torch.nn.Module | None:
     """The text encoder, or None where the recipe has none."""
     if recipe.text is None:
@@ -174,3 +185,91 @@ def threshold(recipe: Recipe, registry: Registry) -> Any:
 def guidance(recipe: Recipe, registry: Registry) -> list[Any]:
     """The guidance components, in the order in which they are applied."""
     return [registry.build(use, kind="guidance") for use in recipe.sample.guidance]
+
+
+def drawing(recipe: Recipe, registry: Registry) -> Drawing:
+    """How pictures are drawn: the [sample] table."""
+    from mdmkit.sampling.draw import Drawing
+
+    return Drawing(
+        rule=rule(recipe, registry),
+        spacing=spacing(recipe, registry),
+        threshold=threshold(recipe, registry),
+        guidance=tuple(guidance(recipe, registry)),
+        steps=recipe.sample.steps,
+    )
+
+
+def plan(recipe: Recipe) -> Plan:
+    """The numbers of a training: the [train] table, with what it shares with others."""
+    from mdmkit.train.loop import Plan
+
+    said = recipe.train
+    if said.steps is None or said.batch is None:
+        raise ValueError("a training needs train.steps and train.batch")
+    return Plan(
+        steps=said.steps,
+        batch=said.batch,
+        seed=recipe.run.seed,
+        accumulate=said.accumulate,
+        clip=said.clip,
+        ema=said.ema,
+        caption_dropout=said.caption_dropout,
+        level_weights=recipe.diffusion.level_weights,
+        precision=recipe.run.precision,
+        max_bad_steps=said.max_bad_steps,
+        checkpoint_every=said.checkpoint_every,
+        keep=said.keep,
+        log_every=said.log_every,
+        workers=recipe.data.workers,
+    )
+
+
+def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> Parts:
+    """The objects of a training, with fresh parameters that depend on run.seed alone."""
+    import torch
+
+    from mdmkit.streams import key_bytes
+    from mdmkit.train.loop import Parts, trained_parameters
+    from mdmkit.train.objective import Objective
+
+    torch.manual_seed(int.from_bytes(key_bytes((recipe.run.seed, "parameters"), 8), "little"))
+    # made on the CPU, so that a seed gives the same start on every device
+    network = nest(recipe, registry).to(device)
+    text = text_encoder(recipe, registry, device=device)
+    if recipe.run.compile:
+        from mdmkit.train.parallel import compile_blocks
+
+        compile_blocks(network)
+    learns = text is not None and getattr(text, "trainable", False)
+    source = dataset(recipe, registry)
+    return Parts(
+        nest=network,
+        text=text,
+        objective=Objective(
+            network,
+            text if learns else None,
+            diffusion=diffusion(recipe, registry),
+            loss_space=recipe.diffusion.loss_space,
+            pixel_loss=loss(recipe, registry),
+            weighting=weighting(recipe, registry),
+        ),
+        dataset=source,
+        optimizer=optimizer(recipe, registry, list(trained_parameters(network, text).items())),
+        lr_schedule=lr_schedule(recipe, registry),
+        resolution_sampler=resolution_sampler(recipe, registry),
+        growth=growth(recipe, registry),
+        time_sampler=time_sampler(recipe, registry),
+        resolutions=resolutions(recipe),
+        empty_features=empty_features(source),
+    )
+
+
+def empty_features(source: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The packed text features of the empty caption and their mask, where the dataset brings features."""
+    import torch
+
+    if not getattr(source, "features", False) or not hasattr(source, "empty_features"):
+        return None
+    features, mask = source.empty_features()
+    return torch.as_tensor(features), torch.as_tensor(mask)

@@ -12,9 +12,9 @@ __all__ = ["mdmkit_components", "mdmkit_recipes"]
 
 @hookimpl
 def mdmkit_components() -> Iterable[Component]:
-    from . import data, evaluate, nn, sampling, text, train, values
+    from . import data, evaluate, nn, sampling, shapes, text, train, values
 
-    return [c for room in (values, nn, text, data, sampling, train, evaluate) for c in room.COMPONENTS]
+    return [c for room in (values, nn, text, data, shapes, sampling, train, evaluate) for c in room.COMPONENTS]
 
 
 @hookimpl

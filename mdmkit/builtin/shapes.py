@@ -1,4 +1,4 @@
-"""Settings and registrations of the built-in components: captioned shapes and the metric that reads them. No torch."""
+"""Settings and registrations of the built-in components: captioned shapes and their metric. No torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ class Shapes:
     objects: tuple[int, int] = opt((1, 3), "least and most objects a scene", ge=1, le=3)
     shapes: tuple[str, ...] = opt(SHAPES, "shapes to draw from", choices=SHAPES)
     colours: tuple[str, ...] = opt(COLOURS, "colours to draw from", choices=COLOURS)
-    sizes: tuple[str, ...] = opt(SIZES, "sizes to draw from; said where there is more than one", choices=SIZES)
+    sizes: tuple[str, ...] = opt(SIZES, "sizes to draw from", choices=SIZES)
     textures: tuple[str, ...] = opt(TEXTURES, "textures to draw from", choices=TEXTURES)
     relations: bool = opt(True, "say how two or three objects stand to each other")
     positions: bool = opt(True, "say where in the picture a single object stands")
     split: str = opt(
-        "train", "held_out: pairs of colour and shape that train never shows", choices=("train", "held_out", "all")
+        "train",
+        "held_out: the pairs of colour and shape that train never shows",
+        choices=("train", "held_out", "all"),
     )
     background: str = opt("light", "varied: pale tints with a gradient", choices=("light", "varied"))
     wording: str = opt(
@@ -35,6 +37,14 @@ class Shapes:
     )
 
 
+@attrs.frozen
+class PromptAccuracy:
+    """Shares of shapes prompts with colour, shape, relation right, beside the checker's own accuracy."""
+
+    true_scenes: int = opt(128, "captions whose true scene is read too, for the checker's own accuracy", ge=0)
+
+
 COMPONENTS: list[Component] = [
     Component("dataset", "shapes", Shapes, "mdmkit.data.shapes:Shapes"),
+    Component("metric", "prompt_accuracy", PromptAccuracy, "mdmkit.evaluate.prompt_accuracy:PromptAccuracy"),
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,38 +11,43 @@ import typer
 
 from mdmkit.errors import WrongInput
 
+from .options import AllowPipe, Plugins, RecipeSource, Sets, open_registry
+
 __all__ = ["command"]
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="a recipe file, or plugin:name")],
+    recipe: RecipeSource,
+    sets: Sets,
+    plugins: Plugins,
     out: Annotated[Path, typer.Option(help="an empty or new folder for the shards")],
     count: Annotated[int | None, typer.Option(help="samples; one epoch where not given")] = None,
     resolution: Annotated[list[int] | None, typer.Option(help="a further side to store; may be given often")] = None,
     features: Annotated[bool, typer.Option(help="store the text encoder's features too")] = False,
     shard_size: Annotated[int, typer.Option(help="samples a shard")] = 1000,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="override a key")] = None,
-    plugin: Annotated[list[str] | None, typer.Option(help="a plugin module that is not installed")] = None,
-    allow_pipe: Annotated[bool, typer.Option(help="let pipe: URLs run a shell")] = False,
+    allow_pipe: AllowPipe = False,
 ) -> None:
     """Write the dataset of a recipe as WebDataset shards with an index beside them."""
     from mdmkit import assemble
     from mdmkit.data.pack import pack
-    from mdmkit.recipe import load
-    from mdmkit.recipe.find import find_recipe
+    from mdmkit.recipe import dumps, load
     from mdmkit.train.parallel import pick_device
 
-    from .options import registry_for
-
-    registry = registry_for(plugin or [], allow_pipe=allow_pipe)
-    parsed = load(find_recipe(recipe, registry), sets=list(set_ or []), registry=registry)
+    if allow_pipe:
+        os.environ["MDMKIT_ALLOW_PIPE"] = "1"
+    registry = open_registry(plugins)
+    parsed = load(recipe, sets, registry, allow_pipe=allow_pipe)
     encoder = None
     if features:
         encoder = assemble.text_encoder(parsed, registry, device=pick_device(parsed.run.device))
         if encoder is None or getattr(encoder, "trainable", False):
             raise WrongInput("pack --features: the recipe's text encoder must be a frozen one (t5, hf); this one learns")
     sides = [(side, side) for side in resolution or []]
-    for path in pack(
-        assemble.dataset(parsed, registry), out, count=count, resolutions=sides, encoder=encoder, shard_size=shard_size
-    ):
-        print(path)
+    source = dumps(parsed)
+    packed = pack(
+        assemble.dataset(parsed, registry), out, count=count, resolutions=sides, encoder=encoder,
+        shard_size=shard_size, workers=parsed.data.workers, source=source,
+    )
+    print(packed.folder)
+    skipped = f", {len(packed.skipped)} unreadable ones left out" if packed.skipped else ""
+    print(f"{packed.samples} samples in {packed.shards} shards{skipped}", file=sys.stderr)

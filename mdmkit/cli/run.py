@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,8 @@ import attrs
 import typer
 
 from mdmkit.errors import MdmkitError, WrongInput
+
+from .options import AllowPipe, Plugins, Sets, open_registry
 
 if TYPE_CHECKING:
     import torch
@@ -35,42 +39,36 @@ class RunInfo:
 
 
 def command(
-    recipe: Annotated[str | None, typer.Argument(help="a recipe file, or plugin:name")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="override a key")] = None,
-    out: Annotated[Path | None, typer.Option(help="the run folder; runs/<recipe> where not given")] = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
-    plugin: Annotated[list[str] | None, typer.Option(help="a plugin module that is not installed")] = None,
-    allow_pipe: Annotated[bool, typer.Option(help="let pipe: URLs run a shell")] = False,
+    sets: Sets,
+    plugins: Plugins,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or plugin:name.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/<recipe> where not given.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    allow_pipe: AllowPipe = False,
 ) -> None:
-    """Train (growing by its stages), then sample, measure, report."""
+    """Train by a recipe (growing by its stages), then sample, measure and report."""
     from mdmkit.recipe import dumps, load
-
-    from .options import registry_for
-
-    sets = list(set_ or [])
-    if (recipe is None) == (resume is None):
-        raise WrongInput("run: name a recipe, or --resume a run folder (one of the two)")
-    if resume is not None:
-        if out is not None:
-            raise WrongInput("run: --out and --resume exclude each other: a resumed run goes on in its own folder")
-        facts = run_facts(resume)
-        registry = registry_for([*facts.get("plugins_by_module", []), *(plugin or [])], allow_pipe=allow_pipe)
-        parsed = resumed_recipe(resume, sets, registry)
-        execute(parsed, dumps(parsed, registry), "", resume, registry, modules=plugin or [], resumed=True)
-        return
-    assert recipe is not None
-    from mdmkit.recipe.find import find_recipe
-
-    registry = registry_for(plugin or [], allow_pipe=allow_pipe)
-    path = find_recipe(recipe, registry)
-    parsed = load(path, sets=sets, registry=registry)
+    from mdmkit.recipe.load import find
     from mdmkit.train.folder import free_name
 
+    if allow_pipe:
+        os.environ["MDMKIT_ALLOW_PIPE"] = "1"  # data workers are other processes
+    if (recipe is None) == (resume is None):
+        raise WrongInput("run: expected a recipe, or --resume with a run folder (one of the two)")
+    if resume is not None:
+        if out is not None:
+            raise WrongInput("run: --out and --resume exclude each other; a resumed run goes on in its own folder")
+        modules = list(dict.fromkeys([*run_facts(resume).get("plugins_by_module", []), *plugins]))
+        registry = open_registry(modules)
+        parsed = resumed_recipe(resume, sets, registry, allow_pipe=allow_pipe)
+        execute(parsed, dumps(parsed), "", resume, registry, resumed=True)
+        return
+    assert recipe is not None
+    registry = open_registry(plugins)
+    path = find(recipe, registry)
+    parsed = load(path, sets, registry, allow_pipe=allow_pipe)
     folder = out or free_name(Path("runs"), path.stem)
-    execute(
-        parsed, dumps(parsed, registry), path.read_text(encoding="utf-8"), folder, registry,
-        modules=plugin or [], resumed=False,
-    )
+    execute(parsed, dumps(parsed), path.read_text(encoding="utf-8"), folder, registry, resumed=False)
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
@@ -84,13 +82,13 @@ def run_facts(folder: Path) -> dict[str, Any]:
     return tomli.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
 
 
-def resumed_recipe(folder: Path, sets: list[str], registry: Registry) -> Recipe:
+def resumed_recipe(folder: Path, sets: Sequence[str], registry: Registry, *, allow_pipe: bool) -> Recipe:
     """The run's own resolved recipe with overrides; what they change in `model` would not fit its weights."""
     from mdmkit.recipe import load
     from mdmkit.train.folder import RESOLVED
 
-    before = load(folder / RESOLVED, sets=[], registry=registry)
-    now = load(folder / RESOLVED, sets=sets, registry=registry)
+    before = load(folder / RESOLVED, [], registry, allow_pipe=allow_pipe)
+    now = load(folder / RESOLVED, sets, registry, allow_pipe=allow_pipe)
     fixed = [name for name in ("model", "text", "data") if getattr(before, name) != getattr(now, name)]
     if "data" in fixed and before.data.source == now.data.source:
         fixed.remove("data")  # workers and the like change no number
@@ -103,7 +101,7 @@ def resumed_recipe(folder: Path, sets: list[str], registry: Registry) -> Recipe:
 
 
 def execute(
-    recipe: Recipe, resolved: str, verbatim: str, folder: Path, registry: Registry, *, modules: list[str], resumed: bool
+    recipe: Recipe, resolved: str, verbatim: str, folder: Path, registry: Registry, *, resumed: bool
 ) -> None:
     """The run itself, on this rank."""
     from mdmkit.train.parallel import keep_large_buffers, one_line_memory_errors, pick_device, world
@@ -116,13 +114,13 @@ def execute(
         torch.set_num_threads(recipe.run.threads)
     with world(device) as ranks, one_line_memory_errors():
         if ranks.is_main:
-            prepare(recipe, resolved, verbatim, folder, registry, modules=modules, resumed=resumed, device=device)
+            prepare(recipe, resolved, verbatim, folder, registry, resumed=resumed, device=device)
         ranks.barrier()
         work(recipe, resolved, folder, registry, device=device, ranks=ranks, resumed=resumed)
 
 
 def prepare(
-    recipe: Recipe, resolved: str, verbatim: str, folder: Path, registry: Registry, *, modules: list[str],
+    recipe: Recipe, resolved: str, verbatim: str, folder: Path, registry: Registry, *,
     resumed: bool, device: torch.device,
 ) -> None:
     """Make the run folder, before anything that takes time."""
@@ -141,8 +139,8 @@ def prepare(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
         "versions": {"mdmkit": mdmkit.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "plugins": {owner.name: owner.version for owner in registry.plugins()},
-        "plugins_by_module": modules,
+        "plugins": {plugin.name: plugin.version or "-" for plugin in registry.plugins},
+        "plugins_by_module": list(registry.extra_modules),
     }
     create(folder, {RECIPE: verbatim, RESOLVED: resolved, RUN: tomli_w.dumps(facts)})
 
@@ -155,7 +153,8 @@ def work(
     from mdmkit.train.folder import RESOLVED, Lock
     from mdmkit.train.logs import JSONLines, Progress, cut_back
     from mdmkit.train.loop import train
-    from mdmkit.train.state import latest, load as load_checkpoint
+    from mdmkit.train.state import damaged, latest
+    from mdmkit.train.state import load as load_checkpoint
 
     lock = Lock(folder) if ranks.is_main else None
     info = RunInfo(folder=folder, recipe=recipe, seed=recipe.run.seed)
@@ -164,16 +163,19 @@ def work(
     try:
         found = latest(folder / "checkpoints") if resumed else None
         checkpoint = load_checkpoint(found) if found else None
-        parts = assemble.parts(recipe, registry, device=device, rank=ranks.rank)
+        if ranks.is_main and resumed:
+            for path, why in damaged(folder / "checkpoints"):
+                print(f"{path} is passed over: {why}", file=sys.stderr)
+        parts = assemble.parts(recipe, registry, device=device)
         plan = assemble.plan(recipe)
         start = checkpoint.step if checkpoint else 0
         if ranks.is_main:
             if resumed:
                 cut_back(folder / "log.jsonl", start)
-            loggers = [JSONLines(folder), *assemble.loggers(recipe, registry, folder)]
+            loggers = [JSONLines(folder), *assemble.loggers(recipe, registry, run_dir=folder)]
             if resumed:
                 loggers[0].event(start, "resumed", checkpoint=found.name if found else None)
-            registry.hooks.mdmkit_run_start(run=info)
+            registry.hook.mdmkit_run_start(run=info)
         ranks.barrier()
         progress = Progress(plan.steps, start_step=start) if ranks.is_main else None
 
@@ -197,8 +199,9 @@ def work(
             ema = train(
                 parts, plan, device=device, world=ranks, run_dir=folder, resume=checkpoint, texts={RESOLVED: resolved},
                 on_log=on_log, on_event=on_event, on_sample=on_sample, sample_every=recipe.train.sample_every,
-                on_step=lambda step, metrics: registry.hooks.mdmkit_step_end(run=info, step=step, metrics=metrics),
-                on_checkpoint=lambda step, path: checkpointed(registry, loggers, info, step, path),
+                on_step=lambda step, metrics: registry.hook.mdmkit_step_end(run=info, step=step, metrics=metrics),
+                before_checkpoint=lambda: loggers[0].sync(),
+                on_checkpoint=lambda step, path: registry.hook.mdmkit_checkpoint_saved(run=info, step=step, path=path),
             )
         finally:
             if progress is not None:
@@ -220,19 +223,11 @@ def work(
         raise
     finally:
         if ranks.is_main:
-            registry.hooks.mdmkit_run_end(run=info, error=error)
+            registry.hook.mdmkit_run_end(run=info, error=error)
         for logger in loggers:
             logger.close()
         if lock is not None:
             lock.release()
-
-
-def checkpointed(registry: Registry, loggers: list[Any], info: RunInfo, step: int, path: Path) -> None:
-    """Put the log on disk with the checkpoint, and tell the plugins."""
-    for logger in loggers:
-        if hasattr(logger, "sync"):
-            logger.sync()
-    registry.hooks.mdmkit_checkpoint_saved(run=info, step=step, path=path)
 
 
 def grids(
@@ -240,19 +235,20 @@ def grids(
 ) -> None:
     """Draw the recipe's prompts with the weights as they are now: one labelled grid a level."""
     from mdmkit import assemble
-    from mdmkit.evaluate.grid import save_grid
+    from mdmkit.evaluate.grid import grid, grid_path
     from mdmkit.sampling.draw import draw
 
-    captions = list(recipe.sample.prompts) or list(parts.dataset.captions(recipe.sample.count))
+    captions = list(recipe.sample.prompts) or captions_of(parts.dataset, recipe.sample.count)
     pyramids = draw(
         parts.nest, parts.text, parts.objective.diffusion, assemble.drawing(recipe, registry),
         resolutions=parts.resolutions, captions=captions, seed=recipe.sample.seed, batch=recipe.sample.batch,
         device=device,
     )
-    (folder / "samples").mkdir(exist_ok=True)
     for level, (height, width) in enumerate(parts.resolutions):
-        path = folder / "samples" / f"step-{step:07d}-level-{level}-{height}x{width}.png"
-        picture = save_grid(path, [pyramid[level].cpu() for pyramid in pyramids], captions)
+        path = grid_path(folder, step=step, level=level)
+        picture = grid([pyramid[level].cpu() for pyramid in pyramids], captions)
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
         for logger in loggers:
             logger.images(step, f"level {level} ({height} x {width})", picture)
 
@@ -265,7 +261,7 @@ def measure(recipe: Recipe, registry: Registry, parts: Any, folder: Path, device
     metrics = assemble.metrics(recipe, registry, device=device)
     if not metrics:
         return
-    captions = list(parts.dataset.captions(recipe.evaluate.count))
+    captions = captions_of(parts.dataset, recipe.evaluate.count)
     results: dict[str, Any] = {}
     pyramids = draw(
         parts.nest, parts.text, parts.objective.diffusion, assemble.drawing(recipe, registry),
@@ -281,3 +277,10 @@ def measure(recipe: Recipe, registry: Registry, parts: Any, folder: Path, device
     (folder / "metrics.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     for key, value in results.items():
         print(f"{key:40} {value:.4f}", file=sys.stderr)
+
+
+def captions_of(dataset: Any, count: int) -> list[str]:
+    """Captions to draw for: those that the dataset names, else those of its first samples."""
+    if hasattr(dataset, "captions"):
+        return list(dataset.captions(count))
+    return [dataset.sample(position).caption for position in range(count)]

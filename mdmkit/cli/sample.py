@@ -10,6 +10,8 @@ import typer
 
 from mdmkit.errors import WrongInput
 
+from .options import Plugins, Sets, open_registry
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,6 +22,8 @@ __all__ = ["command", "load_model", "model_folder"]
 
 
 def command(
+    sets: Sets,
+    plugins: Plugins,
     model: Annotated[Path, typer.Argument(help="a run folder, or a model folder (a checkpoint is one)")],
     prompt: Annotated[list[str] | None, typer.Option(help="a caption; may be given often")] = None,
     count: Annotated[int, typer.Option(help="pictures a prompt")] = 1,
@@ -27,11 +31,9 @@ def command(
     steps: Annotated[int | None, typer.Option(help="denoising steps; the recipe's where not given")] = None,
     seed: Annotated[int | None, typer.Option(help="picture i has seed + i; the recipe's where not given")] = None,
     out: Annotated[Path | None, typer.Option(help="a folder for the pictures; MODEL/drawn where not given")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="override a key")] = None,
     intermediate: Annotated[int, typer.Option(help="also keep so many predictions on the way")] = 0,
     noise_device: Annotated[str | None, typer.Option(help="cpu: the same picture on every device")] = None,
     weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained)")] = "ema",
-    plugin: Annotated[list[str] | None, typer.Option(help="a plugin module that is not installed")] = None,
 ) -> None:
     """Draw pictures for captions at every level: a labelled grid a level, and each picture as a PNG."""
     from mdmkit import assemble
@@ -41,15 +43,13 @@ def command(
     from mdmkit.train.folder import RESOLVED, free_name
     from mdmkit.train.parallel import pick_device
 
-    from .options import registry_for
-
     for name, value in (("--count", count), ("--steps", steps), ("--levels", levels)):
         if value is not None and value < 1:
             raise WrongInput(f"sample {name}: expected a number of at least 1, got {value}")
     folder = model_folder(model)
-    sets = [*(set_ or []), *([f"sample.steps={steps}"] if steps else []), *([f"sample.seed={seed}"] if seed is not None else [])]
-    registry = registry_for(plugin or [])
-    recipe = load(folder / RESOLVED, sets=sets, registry=registry)
+    overrides = [*sets, *([f"sample.steps={steps}"] if steps else []), *([f"sample.seed={seed}"] if seed is not None else [])]
+    registry = open_registry(plugins)
+    recipe = load(folder / RESOLVED, overrides, registry, allow_pipe=True)
     if levels is not None and levels > len(recipe.model.levels):
         raise WrongInput(f"sample --levels: expected 1 to {len(recipe.model.levels)}, got {levels}: the model has no more")
     device = pick_device(recipe.run.device)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+import os
 import signal
+import threading
+import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Generator, Iterable, Sequence
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -26,7 +32,7 @@ def batches(
     workers: int = 0,
     prefetch: int = 2,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """One batch for each list of positions, in their order, the same with any number of workers.
 
     A run that goes on at another step gives the positions from that step on. `positions_by_step` may be
@@ -41,26 +47,38 @@ def batches(
         prefetch_factor=prefetch if workers else None,
         # forking after torch has started threads can hang, and ends CUDA
         multiprocessing_context=_context() if workers else None,
-        worker_init_fn=_start_worker if workers else None,
-        pin_memory=pin_memory,
+        worker_init_fn=partial(_start_worker, os.getpid()) if workers else None,
+        pin_memory=pin_memory and torch.accelerator.is_available(),
         # else it would draw a seed from torch's global stream
         generator=torch.Generator(),
     )
-    iterator = iter(loader)
+    try:
+        with warnings.catch_warnings():
+            # torch warns at length before the error that is said below in one line
+            warnings.filterwarnings("ignore", "Got pickle error", UserWarning)
+            iterator = iter(loader)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        if not workers:
+            raise
+        name = type(dataset).__name__
+        raise MdmkitError(f"{name} cannot be sent to data workers: {error}; say workers = 0") from error
     try:
         while True:
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:  # a worker was killed, or has no shared memory left
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                # killed, out of memory or of shared memory
                 raise MdmkitError(f"a data worker stopped: {str(error).splitlines()[0]}") from error
             if isinstance(item, _Failure):
                 raise item.kind(item.line) from (RuntimeError(item.trace) if item.trace else None)
             yield item
     finally:
         if workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]  # now, not when the collector comes by
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # a traceback may keep it alive
 
 
 def collate(samples: Sequence[Sample], positions: Sequence[int], resolution: tuple[int, int]) -> Batch:
@@ -141,10 +159,22 @@ def _as_is(batch: Any) -> Any:
 
 def _context() -> Any:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["mdmkit.data.loader"])  # torch is imported once, not by every worker
+    context.set_forkserver_preload(["torch", "mdmkit.data.loader"])  # imported once, not by every worker
     return context
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(main: int, _: int) -> None:
     # Ctrl-C reaches the whole process group; the main process stops the workers when it has saved
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # torch looks whether a worker's parent lives, but that is the fork server, which waits for its workers in turn:
+    # after kill -9 of the main process both would stay for ever
+    threading.Thread(target=_end_with, args=(main,), daemon=True).start()
+
+
+def _end_with(main: int) -> None:
+    while True:
+        try:
+            os.kill(main, 0)
+        except ProcessLookupError:
+            os._exit(1)
+        time.sleep(1)

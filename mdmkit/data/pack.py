@@ -60,7 +60,7 @@ def pack(
     source: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
-    """Write positions 0 .. count - 1 of a dataset (one epoch where not given) as shards into the folder `out`.
+    """Write positions 0 .. count - 1 of a dataset (one epoch where not given) as shards into folder `out`.
 
     Each sample is a png at the dataset's resolution, a txt, a json (caption, height and width of the
     original, key), a png for each lower one of `resolutions` (area means, "64.png"), and with an `encoder`
@@ -126,7 +126,7 @@ def pack(
         return _finish(partial, out, tars, plan)
     except OSError as error:
         raise MdmkitError(
-            f"{partial}: {error.strerror or error}; what is written is kept, the same command goes on from there"
+            f"{partial}: {error.strerror or error}; the same command goes on from what is written"
         ) from error
 
 

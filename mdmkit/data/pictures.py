@@ -76,16 +76,20 @@ def fit(
     width, height = picture.size
     scale = min(width / w, height / h)
     box_w, box_h = min(width, w * scale), min(height, h * scale)
-    down, right, side = (float(part) for part in stream(*key, "crop").random(3)) if key else (0.5, 0.5, 1.0)
-    if crop == "center":
-        down = right = 0.5
-    elif crop != "random":
+    if crop not in ("center", "random"):
         raise ValueError(f'expected crop "center" or "random", got {crop!r}')
+    down = right = 0.5
+    mirrored = False
+    if crop == "random" or flip:
+        draws = stream(*key, "crop").random(3)
+        mirrored = flip and draws[0] < 0.5
+        if crop == "random":
+            down, right = float(draws[1]), float(draws[2])
     # whole pixels: a crop that needs no resizing must not blur
     left, top = round((width - box_w) * right), round((height - box_h) * down)
     left, top = min(left, width - box_w), min(top, height - box_h)
     resized = picture.resize((w, h), Image.Resampling.BICUBIC, box=(left, top, left + box_w, top + box_h))
-    if flip and side < 0.5:
+    if mirrored:
         resized = ImageOps.mirror(resized)
     return np.array(resized)
 
@@ -96,4 +100,9 @@ def shrink(image: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
     At integer ratios this is the pyramid's average pooling, rounded to 8 bits.
     """
     h, w = resolution
-    return np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BOX))
+    height, width = image.shape[:2]
+    if height % h or width % w:
+        return np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BOX))
+    # Pillow rounds after each axis
+    blocks = image.reshape(h, height // h, w, width // w, 3)
+    return np.rint(blocks.mean((1, 3), dtype=np.float64)).astype(np.uint8)

@@ -96,7 +96,10 @@ class Dataset(Protocol):
     held_out=False) -> list[str]`.
     """
 
-    resolution: tuple[int, int]
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of every picture, in pixels."""
+        ...
 
     def sample(self, position: int) -> Sample:
         """The sample at this position; passes over unreadable ones and names them in `skipped`."""

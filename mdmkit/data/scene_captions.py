@@ -53,7 +53,8 @@ _PHRASES = re.compile(
 def write(statement: Statement, choices: Sequence[float] | None = None) -> str:
     """The caption of a statement, e.g. "a small red star left of a large striped blue circle".
 
-    choices: numbers in [0, 1) that pick between wordings, eight are enough; the plain wording where not given.
+    choices: numbers in [0, 1) that pick between wordings, eight are enough; the plain wording where not
+    given.
     """
     rest = iter(choices or ())
 
@@ -72,8 +73,8 @@ def write(statement: Statement, choices: Sequence[float] | None = None) -> str:
 def parse(caption: str) -> Statement:
     """What a caption says of each object, and the relations between them.
 
-    Reads every caption that `write` gives, and adjectives in any order. Raises ValueError with the words that it does
-    not know.
+    Reads every caption that `write` gives, and adjectives in any order. Raises ValueError with the words
+    that it does not know.
     """
     text = " ".join(caption.lower().split())
     objects: list[Stated] = []
@@ -89,7 +90,9 @@ def parse(caption: str) -> Statement:
         match = _PHRASES.match(text, at)
         if match is None:
             word = text[at:].split(" ")[0]
-            raise ValueError(f"expected words of shapes, colours, sizes and places, came {word!r} in {caption!r}")
+            raise ValueError(
+                f"expected words of shapes, colours, sizes and places, came {word!r} in {caption!r}"
+            )
         at = match.end()
         what, name = _MEANING[match[0]]
         if what == "relation":
@@ -109,7 +112,9 @@ def parse(caption: str) -> Statement:
             said, relation = {}, None
         elif what in ("colour", "size", "texture"):
             if what in said:
-                raise ValueError(f"expected one {what} an object, came {said[what]!r} and {name!r} in {caption!r}")
+                raise ValueError(
+                    f"expected one {what} an object, came {said[what]!r} and {name!r} in {caption!r}"
+                )
             said[what] = name
         after_and = what == "and" or (after_and and what == "nothing")
     if said or relation or not objects:

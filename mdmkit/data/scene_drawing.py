@@ -16,8 +16,9 @@ FINE = 64  # least samples along the shorter side, pooled down to the picture's 
 Array = np.ndarray
 
 
-# Distances from the outline, negative inside, over u (to the right) and v (down), in radii of the object. Every shape
-# fits the unit circle. They are exact at straight and round edges, which is all that anti-aliasing needs.
+# Distances from the outline, negative inside, over u (to the right) and v (down), in radii of the object.
+# Every shape fits the unit circle, but for corners of up to 1.06. Distances are exact at straight and round
+# edges, which is all that anti-aliasing needs.
 
 
 def _circle(u: Array, v: Array) -> Array:
@@ -38,9 +39,9 @@ def _diamond(u: Array, v: Array) -> Array:
 
 
 def _triangle(u: Array, v: Array) -> Array:
-    # equilateral, circumscribed by the unit circle a little below the centre
-    w = v - 0.16
-    return np.maximum(math.sqrt(0.75) * np.abs(u) - 0.5 * w, w) - 0.52
+    # equilateral, its own centre a little below that of the unit circle
+    w = v - 0.14
+    return np.maximum(math.sqrt(0.75) * np.abs(u) - 0.5 * w, w) - 0.49
 
 
 def _cross(u: Array, v: Array) -> Array:
@@ -96,7 +97,8 @@ def _second_tone(texture: str, u: Array, v: Array, pixel: float) -> Array:
         return np.clip(0.5 - (np.sqrt(du * du + dv * dv) * period - 0.17) / pixel, 0.0, 1.0)
     period = 0.92  # checkered: the product of two square waves
     wave_u, wave_v = (
-        np.clip((np.abs(np.mod(c / period + 0.25, 1.0) - 0.5) - 0.25) * period * 2 / pixel, -1.0, 1.0) for c in (u, v)
+        np.clip((np.abs(np.mod(c / period + 0.25, 1.0) - 0.5) - 0.25) * period * 2 / pixel, -1.0, 1.0)
+        for c in (u, v)
     )
     return 0.5 + 0.5 * wave_u * wave_v
 
@@ -111,8 +113,8 @@ def cover(
 ) -> tuple[Array, Array | None]:
     """How much of each pixel of a window an object covers.
 
-    centre (x, y) and radius in pixels, window (top, bottom, left, right), `factor` samples a pixel and axis. Returns
-    the share (h, w) that is inside, and the share that is inside in the second tone (None: solid).
+    centre (x, y) and radius in pixels, window (top, bottom, left, right), `factor` samples a pixel and axis.
+    Returns the share (h, w) that is inside, and the share that is inside in the second tone (None: solid).
     """
     top, bottom, left, right = window
     rows, columns = bottom - top, right - left
@@ -129,7 +131,7 @@ def cover(
 
 
 def draw(scene: Scene, resolution: tuple[int, int]) -> Array:
-    """The picture of a scene, uint8 (h, w, 3), anti-aliased: close to any finer drawing of it, average-pooled."""
+    """The picture of a scene, uint8 (h, w, 3), anti-aliased: as a finer drawing of it, average-pooled."""
     height, width = resolution
     factor = -(-FINE // min(height, width))
     start, end, (along_x, along_y) = scene.background

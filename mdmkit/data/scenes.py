@@ -1,7 +1,7 @@
 """Scenes of coloured shapes: their words, their objects, and where objects can stand. No torch.
 
-A scene knows no resolution: x and y are shares of the picture's width and height, radii are shares of its shorter
-side. All draws are plain uniform numbers, so that a scene is the same on every platform.
+A scene knows no resolution: x and y are shares of the picture's width and height, radii are shares of its
+shorter side. All draws are plain uniform numbers, so that a scene is the same on every platform.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ __all__ = [
     "SceneObject",
     "Stated",
     "Statement",
+    "any_layout",
     "compose",
     "holds",
+    "stands",
 ]
 
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "heart", "ring", "cross")
@@ -71,7 +73,7 @@ RADII: dict[int, dict[str, float]] = {
 RADIUS_JITTER = 0.05
 MARGIN = 0.02  # between an object and the picture's edge
 GAP = 0.06  # between two objects
-OFF_CENTRE = 0.11  # least offset of an object that is said to stand at a side
+ASIDE = 0.06  # an object farther than this from the middle stands at a side
 CLEAR = 0.7  # a relation is said only where the offset across it is at most this share of the offset along it
 LAYOUTS = 64  # tried at once
 
@@ -119,7 +121,10 @@ class Statement:
 
 @attrs.frozen
 class Scene:
-    """A picture before it is drawn; `background` holds two RGB colours and the direction (x, y) from one to the other."""
+    """A picture before it is drawn: its objects, what its caption says of them, and the background.
+
+    `background` holds two RGB colours and the direction (x, y) from the first to the second.
+    """
 
     objects: tuple[SceneObject, ...]
     stated: Statement
@@ -127,7 +132,9 @@ class Scene:
     background: tuple[tuple[float, ...], tuple[float, ...], tuple[float, float]]
 
 
-def holds(relation: str, first: tuple[float, float], second: tuple[float, float], across: float = CLEAR) -> bool:
+def holds(
+    relation: str, first: tuple[float, float], second: tuple[float, float], across: float = CLEAR
+) -> bool:
     """Whether an object at `first` (x, y) stands in `relation` to one at `second`.
 
     `across` is the largest offset across the relation's direction, as a share of the offset along it.
@@ -138,31 +145,48 @@ def holds(relation: str, first: tuple[float, float], second: tuple[float, float]
     return along > 0 and abs(dx * along_y) + abs(dy * along_x) <= across * along
 
 
+def stands(position: str, centre: tuple[float, float], slack: float = 0.0) -> bool:
+    """Whether an object at `centre` (x, y) stands at a position; a negative `slack` asks for a clear case."""
+
+    def fits(side: int, coordinate: float) -> bool:
+        offset = coordinate - 0.5
+        return side * offset > ASIDE - slack if side else abs(offset) <= ASIDE + slack
+
+    side_x, side_y = POSITIONS[position]
+    return fits(side_x, centre[0]) and fits(side_y, centre[1])
+
+
 def compose(rng: np.random.Generator, stated: Statement, radii: list[float]) -> list[tuple[float, float]]:
-    """Centres (x, y) for objects of these radii that do not overlap and make every stated position and relation true.
+    """Centres (x, y) for objects of these radii that do not overlap and stand as stated.
 
     Raises ValueError where that cannot be found (e.g. three large objects in one row).
     """
     if len(radii) == 1:
         return [_place_one(rng, stated.objects[0].position, radii[0])]
     for _ in range(32):
-        layouts = _layouts(rng, radii)
+        layouts = list(_layouts(rng, radii))
         for relation in stated.relations:
-            layouts = layouts[_true(layouts, relation)]
+            layouts = [c for c in layouts if holds(relation.name, c[relation.first], c[relation.second])]
+        for i, thing in enumerate(stated.objects):
+            if thing.position:
+                layouts = [c for c in layouts if stands(thing.position, c[i], slack=-0.02)]
         if len(layouts):
             return [(float(x), float(y)) for x, y in layouts[0]]
     raise ValueError(f"no room for objects of radii {radii} that stand as {stated} says")
 
 
-def any_layout(rng: np.random.Generator, radii: list[float], subject_clear: bool) -> tuple[list, tuple[Relation, ...]]:
-    """Centres that do not overlap, and the relations of object 0 to the others where each of them is clear.
+def any_layout(
+    rng: np.random.Generator, radii: list[float], relate: bool
+) -> tuple[list[tuple[float, float]], tuple[Relation, ...]]:
+    """Centres (x, y) that do not overlap, and how object 0 stands to each other one.
 
-    With `subject_clear`, layouts whose relations are all clear are taken first; otherwise none are returned.
+    With `relate`, layouts in which that is clear come first; no relations are returned without it, or where
+    no such layout is found.
     """
     layouts = _layouts(rng, radii)
     while not len(layouts):
         layouts = _layouts(rng, radii)
-    if not subject_clear:
+    if not relate:
         return [(float(x), float(y)) for x, y in layouts[0]], ()
     away = np.abs(layouts[:, :1] - layouts[:, 1:])  # (n, others, 2)
     clear = (away.min(-1) <= CLEAR * away.max(-1)).all(-1)
@@ -182,12 +206,13 @@ def _place_one(rng: np.random.Generator, position: str | None, radius: float) ->
     u = rng.random(2)
     if position is None:
         return float(0.5 + reach * (2 * u[0] - 1)), float(0.5 + reach * (2 * u[1] - 1))
-    if position == "centre":
-        return float(0.5 + 0.02 * (2 * u[0] - 1)), float(0.5 + 0.02 * (2 * u[1] - 1))
-    if reach < OFF_CENTRE:
-        raise ValueError(f"an object of radius {radius} cannot stand at the {position}; say a smaller size")
+    least = ASIDE + 0.05
+    if position != "centre" and reach < least:
+        raise ValueError(
+            f"an object of radius {radius:.3f} cannot stand at the {position}; say a smaller size"
+        )
     x, y = (
-        0.5 + side * (OFF_CENTRE + (reach - OFF_CENTRE) * share) if side else 0.5 + 0.04 * (2 * share - 1)
+        0.5 + side * (least + (reach - least) * share) if side else 0.5 + 0.03 * (2 * share - 1)
         for side, share in zip(POSITIONS[position], u, strict=True)
     )
     return float(x), float(y)
@@ -203,9 +228,3 @@ def _layouts(rng: np.random.Generator, radii: list[float]) -> np.ndarray:
             apart = centres[:, i] - centres[:, j]
             fits &= (apart * apart).sum(-1) >= (radii[i] + radii[j] + GAP) ** 2
     return centres[fits]
-
-
-def _true(layouts: np.ndarray, relation: Relation) -> np.ndarray:
-    firsts, seconds = layouts[:, relation.first], layouts[:, relation.second]
-    pairs = zip(firsts, seconds, strict=True)
-    return np.array([holds(relation.name, (a[0], a[1]), (b[0], b[1])) for a, b in pairs], dtype=bool)

@@ -1,4 +1,4 @@
-"""Captioned scenes of coloured shapes, drawn at any resolution: an endless dataset that needs no files. No torch."""
+"""Captioned scenes of coloured shapes at any resolution: an endless dataset without files. No torch."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ PLACES = tuple(POSITIONS)
 
 
 class Shapes:
-    """Procedural scenes of one to three shapes with captions, e.g. "a small red star left of a large blue circle".
+    """Procedural scenes of one to three shapes: "a small red star left of a large striped blue circle".
 
-    A sample is a function of (seed, position) alone, and the scene under it does not depend on the resolution.
+    A sample is a function of (seed, position) alone, and the scene under it does not depend on the
+    resolution.
 
     seed: of the whole dataset.
     resolution: (height, width) of the pictures; any, not only squares.
@@ -45,8 +46,8 @@ class Shapes:
     shapes, colours, sizes, textures: the words to draw from.
     relations: say how two or three objects stand to each other.
     positions: say where in the picture a single object stands.
-    split: "train" leaves out the pairs of `held_out_pairs(colours, shapes)`, "held_out" makes the first object of each
-        scene one of them, "all" takes everything.
+    split: "train" leaves out the pairs of `held_out_pairs(colours, shapes)`, "held_out" makes the first
+        object of each scene one of them, "all" takes everything.
     background: "light" is plain, "varied" draws pale tints with a gradient.
     wording: "plain" says every attribute that varies in always the same words (of textures all but "solid");
         "varied" leaves some out and changes the words.
@@ -71,17 +72,28 @@ class Shapes:
         wording: str = "varied",
     ) -> None:
         vocabulary = {"shapes": SHAPES, "colours": COLOURS, "sizes": SIZES, "textures": TEXTURES}
-        for what, words in (("shapes", shapes), ("colours", colours), ("sizes", sizes), ("textures", textures)):
+        for what, words in (
+            ("shapes", shapes),
+            ("colours", colours),
+            ("sizes", sizes),
+            ("textures", textures),
+        ):
             known = vocabulary[what]
             wrong = [word for word in words if word not in known]
             if wrong or not words or len(set(words)) < len(words):
                 raise ValueError(f"expected {what} out of {', '.join(known)}, each once, came {list(words)}")
-        choices = {"split": ("train", "held_out", "all"), "background": ("light", "varied"), "wording": ("plain", "varied")}
+        choices = {
+            "split": ("train", "held_out", "all"),
+            "background": ("light", "varied"),
+            "wording": ("plain", "varied"),
+        }
         for what, word in (("split", split), ("background", background), ("wording", wording)):
             if word not in choices[what]:
                 raise ValueError(f"expected {what} to be one of {', '.join(choices[what])}, came {word!r}")
         if len(objects) != 2 or not 1 <= objects[0] <= objects[1] <= max(RADII):
-            raise ValueError(f"expected objects = (least, most) within 1 to {max(RADII)}, came {tuple(objects)}")
+            raise ValueError(
+                f"expected objects = (least, most) within 1 to {max(RADII)}, came {tuple(objects)}"
+            )
         if min(resolution) < 1:
             raise ValueError(f"expected a resolution of at least 1 x 1, came {resolution}")
         self.seed, self.resolution = seed, (int(resolution[0]), int(resolution[1]))
@@ -95,15 +107,19 @@ class Shapes:
         others = self.seen if split == "train" else self.every_pair
         if len(others) < objects[1]:
             raise ValueError(
-                f"expected at least {objects[1]} pairs of colour and shape, came {len(others)} of {len(colours)} colours"
-                f' and {len(shapes)} shapes with split = "{split}"; list more, or take split = "all"'
+                f"expected at least {objects[1]} pairs of colour and shape, came {len(others)} (of "
+                f'{len(colours)} colours and {len(shapes)} shapes, split = "{split}"); list more, '
+                'or take split = "all"'
             )
 
     def sample(self, position: int) -> Sample:
         """The picture, uint8 (h, w, 3), and caption at this position."""
         scene = self.scene(position)
         return Sample(
-            image=draw(scene, self.resolution), caption=scene.caption, key=f"{position:09d}", size=self.resolution
+            image=draw(scene, self.resolution),
+            caption=scene.caption,
+            key=f"{position:09d}",
+            size=self.resolution,
         )
 
     def scene(self, position: int) -> Scene:
@@ -111,12 +127,13 @@ class Shapes:
         return self._scene(stream(self.seed, position, "shapes"), self.split)
 
     def captions(self, count: int, held_out: bool = False) -> list[str]:
-        """Captions of scenes outside the training positions, of this split's pairs or of the held-out ones."""
+        """Captions of scenes that are at no position, of this split's pairs or of the held-out ones."""
         split = "held_out" if held_out else self.split
         return [self._scene(stream(self.seed, i, "shapes", "captions"), split).caption for i in range(count)]
 
     def _scene(self, rng: np.random.Generator, split: str) -> Scene:
-        # one block of uniform numbers: the generator's own integer and choice methods may change between versions
+        # one block of uniform numbers: the generator's own integer and choice methods may change between
+        # versions
         u = iter(rng.random(40).tolist())
         least, most = self.objects
         count = least + int(next(u) * (most - least + 1))
@@ -159,7 +176,9 @@ class Shapes:
         caption = write(statement, list(u) if varied else None)
         return Scene(objects, statement, caption, self._background(rng))
 
-    def _background(self, rng: np.random.Generator) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, float]]:
+    def _background(
+        self, rng: np.random.Generator
+    ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, float]]:
         if self.background == "light":
             return PLAIN, PLAIN, (0.0, 0.0)
         u = rng.random(7).tolist()
@@ -174,7 +193,10 @@ def held_out_pairs(colours: Sequence[str], shapes: Sequence[str]) -> frozenset[t
 
 
 def scene_of(rng: np.random.Generator, statement: Statement, caption: str = "") -> Scene:
-    """A scene of which a statement is true; what it leaves open is drawn (its texture is solid, its background light)."""
+    """A scene of which a statement is true.
+
+    A colour left open is drawn, a size is medium, a texture solid. Raises ValueError where no scene fits.
+    """
     count = len(statement.objects)
     if count not in RADII:
         raise ValueError(f"expected 1 to {max(RADII)} objects, came {count}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -91,24 +90,20 @@ def fingerprint(path: Path) -> str:
 
 def save(index: TarIndex, where: Path, *, stamp: str) -> None:
     """Write an index, aside and renamed; `stamp` says of which state of the tar it is."""
+    aside = where.with_name(f"{where.name}.{os.getpid()}.tmp")
     try:
         where.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=where.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez_compressed(
-                    file,
-                    format=np.array(FORMAT),
-                    stamp=np.array(stamp),
-                    count=np.array(len(index)),
-                    keys=index.keys,
-                    extensions=np.array(index.extensions, dtype=np.str_),
-                    spans=index.spans,
-                )
-                file.close()
-                os.replace(file.name, where)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with open(aside, "wb") as file:
+            np.savez_compressed(
+                file,
+                format=np.array(FORMAT),
+                stamp=np.array(stamp),
+                count=np.array(len(index)),
+                keys=index.keys,
+                extensions=np.array(index.extensions, dtype=np.str_),
+                spans=index.spans,
+            )
+        os.replace(aside, where)
     except OSError as error:
         raise MdmkitError(
             f"{where}: the index of a shard cannot be written: {error.strerror or error}"
@@ -131,7 +126,8 @@ def count(where: Path, *, stamp: str) -> int | None:
 
 def _read(where: Path, stamp: str, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(where, allow_pickle=False) as data:
+        # opened here: NumPy leaves a broken file open
+        with open(where, "rb") as file, np.load(file, allow_pickle=False) as data:
             if int(data["format"]) != FORMAT or str(data["stamp"]) != stamp:
                 return None
             return {name: data[name] for name in names}

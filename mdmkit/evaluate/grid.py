@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,19 @@ SMALLEST = 128  # a picture's longer side in a grid, in pixels, at least
 PAPER, INK, FAINT, BORDER = (250, 250, 248), (38, 38, 42), (120, 120, 126), (216, 216, 212)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 BROKEN = (255, 0, 255)
-FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc")  # where Pillow's own has no glyph
+FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+    "msyh.ttc",
+)  # where Pillow's own has no glyph
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
     """Pictures (..., 3, H, W) in [-1, 1] as bytes (..., H, W, 3): -1 is 0, 1 is 255, rounded, clipped.
 
-    The inverse of `bytes / 127.5 - 1`. Pixels that are not finite come out magenta, so that nobody overlooks them.
+    The inverse of `bytes / 127.5 - 1`. Pixels that are not finite come out magenta, so that nobody overlooks
+    them.
     """
     if x.ndim < 3 or x.shape[-3] != 3:
         raise ValueError(f"expected pictures (..., 3, height, width), got shape {tuple(x.shape)}")
@@ -47,17 +54,22 @@ def grid(
 ) -> Image.Image:
     """The pictures, (3, H, W) each in [-1, 1], side by side with their captions wrapped under them.
 
-    Small pictures are enlarged `scale` times (nearest neighbour, so that their pixels stay pixels): where not given,
-    the smallest integer that makes the longer side 128. `columns` follows from the number of pictures.
+    Small pictures are enlarged `scale` times (nearest neighbour, so that their pixels stay pixels): where not
+    given, the smallest integer that makes the longer side 128. `columns` follows from the number of pictures.
     """
     if len(pictures) != len(captions):
-        raise ValueError(f"expected a caption for each picture, got {len(pictures)} pictures, {len(captions)} captions")
+        raise ValueError(
+            f"expected a caption for each picture, got {len(pictures)} pictures, {len(captions)} captions"
+        )
     if not len(pictures):
         raise ValueError("expected at least one picture, got none")
     images = [Image.fromarray(to_uint8(picture)) for picture in pictures]
     longest = max(max(image.size) for image in images)
     scale = scale or max(1, -(-SMALLEST // longest))
-    images = [image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) for image in images]
+    images = [
+        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+        for image in images
+    ]
     # a caption needs some width even under a tall, narrow picture
     width = max(SMALLEST, *(image.width for image in images))
     height = max(image.height for image in images)
@@ -71,7 +83,10 @@ def grid(
     below = [round(size * 0.4) + max(texts[i].height for i in row) for row in rows]
     top = margin + (heading.height + gap if title else 0)
 
-    total = (2 * margin + columns * (width + gap) - gap, top + sum(height + b + gap for b in below) - gap + margin)
+    total = (
+        2 * margin + columns * (width + gap) - gap,
+        top + sum(height + b + gap for b in below) - gap + margin,
+    )
     page = Image.new("RGB", total, PAPER)
     draw = ImageDraw.Draw(page)
     heading.draw(draw, margin, margin, fill=FAINT, anchor="la")
@@ -124,7 +139,7 @@ def _save(path: str | Path, image: Image.Image) -> Path:
 
 
 def _columns(count: int) -> int:
-    """Near a square, a little wide, with a full last row where that is near too: 4 -> 4, 8 -> 4, 12 -> 4, 16 -> 4."""
+    """Near a square, a little wide, with a full last row where that is near too: 4, 8, 12 and 16 -> 4."""
     if count <= 5:
         return count
     root = -(-int(count**0.5 * 1000) // 1000)
@@ -132,7 +147,7 @@ def _columns(count: int) -> int:
 
 
 def _clean(text: str) -> str:
-    """One line of drawable characters: no controls, no lone surrogates (which cannot be encoded for the font)."""
+    """One line of drawable characters: no controls, no lone surrogates (no font takes them)."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     kept = (c if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") else "" for c in text)
     return " ".join("".join(kept).split())
@@ -160,11 +175,13 @@ def _font(text: str, size: int) -> Font:
 
 @lru_cache(maxsize=4096)
 def _lacks(font: Font, character: str) -> bool:
-    return not character.isspace() and bytes(font.getmask(character)) == bytes(font.getmask("\U0010fffe"))
+    glyph: Any = font.getmask(character)
+    missing: Any = font.getmask("\U0010fffe")
+    return not character.isspace() and bytes(glyph) == bytes(missing)
 
 
 class _Text:
-    """A text wrapped to `width` pixels in one font, at most `most` lines; `balanced`: lines of about one length."""
+    """A text wrapped to `width` pixels in one font, `most` lines at most; `balanced`: of about one length."""
 
     def __init__(self, text: str, size: int, width: int, *, most: int = 5, balanced: bool = True) -> None:
         text = _clean(text)
@@ -183,7 +200,9 @@ class _Text:
     def height(self) -> int:
         return self.line * len(self.lines)
 
-    def draw(self, draw: ImageDraw.ImageDraw, x: float, y: float, *, fill: tuple[int, int, int], anchor: str) -> None:
+    def draw(
+        self, draw: ImageDraw.ImageDraw, x: float, y: float, *, fill: tuple[int, int, int], anchor: str
+    ) -> None:
         for number, text in enumerate(self.lines):
             draw.text((x, y + number * self.line), text, fill=fill, font=self.font, anchor=anchor)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import math
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,20 +15,31 @@ from typing import Any
 from mdmkit.errors import MdmkitError
 from mdmkit.train.logs import LOG_NAME, clock, read_log
 
+from .report_pictures import picture_grids
 from .report_style import STYLE
+from .report_values import (
+    Entry,
+    count,
+    finite,
+    flat,
+    last,
+    level_of,
+    moment,
+    plain,
+    resolution,
+    series,
+    table,
+)
 
 __all__ = ["write_report"]
-
-STRIP = 8  # grids of earlier steps that are shown, at most
-Entry = dict[str, Any]
 
 
 def write_report(run_dir: str | Path) -> Path:
     """Writes report.html into the run folder and returns its path.
 
-    Reads run.toml, recipe.resolved.toml (or recipe.toml), log.jsonl, samples/*.png and metrics.json, as far as they
-    are there; what cannot be read is named on the page. Nothing on it is loaded from elsewhere. Without matplotlib a
-    line that says how to install it stands in the place of the curves.
+    Reads run.toml, recipe.resolved.toml (or recipe.toml), log.jsonl, samples/*.png and metrics.json, as far
+    as they are there; what cannot be read is named on the page. Nothing on it is loaded from elsewhere.
+    Without matplotlib a line that says how to install it stands in the place of the curves.
     """
     run_dir = Path(run_dir)
     notes: list[str] = []
@@ -54,13 +62,13 @@ def write_report(run_dir: str | Path) -> Path:
         f'<p><span class="state {state_class}">{escape(state)}</span></p></header>',
         "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
         _facts(lines, events, run, recipe),
-        _section("Pictures", _pictures(run_dir / "samples", recipe)),
+        _section("Pictures", picture_grids(run_dir / "samples", recipe)),
         _section("Curves", _curves(lines)),
         _section("Metrics", _metrics(run_dir / "metrics.json")),
         _section("Levels", _levels(recipe, lines)),
         _section("Timings", _timings(lines, events)),
         _section("Events", _events(events)),
-        _section("Run", _table(_flat(run))),
+        _section("Run", table(flat(run))),
         _section("Recipe", _recipe(recipe_path)),
     ]
     page = (
@@ -89,40 +97,47 @@ def _toml(path: Path, notes: list[str]) -> Entry:
 
 
 def _state(lines: Sequence[Entry], events: Sequence[Entry], recipe: Entry) -> tuple[str, str]:
-    step, total = _last(lines, "step"), recipe.get("train", {}).get("steps")
-    ends = [entry["event"] for entry in events if entry["event"] in ("finished", "interrupted", "failed", "resumed")]
+    step, total = last(lines, "step"), recipe.get("train", {}).get("steps")
+    ends = [
+        entry["event"]
+        for entry in events
+        if entry["event"] in ("finished", "interrupted", "failed", "resumed")
+    ]
     if (ends and ends[-1] == "finished") or (total and step and step >= total):
         return "finished", "good"
     if ends and ends[-1] in ("interrupted", "failed"):
-        return f"{ends[-1]} at step {_count(step or 0)}", "bad"
-    return (f"step {_count(step)}" + (f" of {_count(total)}" if total else "") if step else "not a step yet"), "open"
+        return f"{ends[-1]} at step {count(step or 0)}", "bad"
+    return (
+        f"step {count(step)}" + (f" of {count(total)}" if total else "") if step else "not a step yet"
+    ), "open"
 
 
 def _facts(lines: Sequence[Entry], events: Sequence[Entry], run: Entry, recipe: Entry) -> str:
     happened = Counter(entry["event"] for entry in events)
     train = recipe.get("train", {})
-    step, seconds = _last(lines, "step"), _values(lines, "seconds")
-    pictures = _last(lines, "pictures") or (step * train["batch"] if step and "batch" in train else None)
-    flat = {key.rsplit(".", 1)[-1]: value for key, value in _flat(run).items()}
+    step, seconds = last(lines, "step"), finite(lines, "seconds")
+    pictures = last(lines, "pictures") or (step * train["batch"] if step and "batch" in train else None)
+    about = {key.rsplit(".", 1)[-1]: value for key, value in flat(run).items()}
     times = [str(entry["time"]) for entry in events if "time" in entry]
-    skipped = _last(lines, "skipped")
+    skipped = last(lines, "skipped")
+    skipped = happened["skipped_sample"] if skipped is None else skipped
     spent = _seconds_trained(lines)
     facts: dict[str, Any] = {
-        "steps": step and _count(step) + (f" of {_count(train['steps'])}" if "steps" in train else ""),
-        "pictures seen": pictures and _count(pictures),
-        "loss, last lines": (last := _values(lines, "loss")[-20:]) and f"{sum(last) / len(last):.4g}",
-        "seconds a step, median": seconds and f"{median(seconds):.3g}",
-        "pictures a second, median": (rates := _values(lines, "pictures_per_second")) and f"{median(rates):.3g}",
+        "steps": step and count(step) + (f" of {count(train['steps'])}" if "steps" in train else ""),
+        "pictures seen": pictures and count(pictures),
+        "loss, last lines": (loss := finite(lines, "loss")[-20:]) and plain(sum(loss) / len(loss)),
+        "seconds a step, median": seconds and plain(median(seconds)),
+        "pictures a second, median": (rates := finite(lines, "pictures_per_second")) and plain(median(rates)),
         "time in training": spent and clock(spent),
-        "started": flat.get("start") or flat.get("started"),
-        "last event": times[-1] if times else None,
-        "device": flat.get("device"),
-        "mdmkit": flat.get("mdmkit"),
-        "torch": flat.get("torch"),
+        "started": moment(about.get("start") or about.get("started")),
+        "last event": moment(times[-1] if times else None),
+        "device": about.get("device"),
+        "mdmkit": about.get("mdmkit"),
+        "torch": about.get("torch"),
         "seed": recipe.get("run", {}).get("seed"),
-        "resumed": _count(happened["resumed"]) if lines else None,
-        "skipped samples": _count(skipped if skipped is not None else happened["skipped_sample"]) if lines else None,
-        "bad steps": _count(happened["bad_step"]) if lines else None,
+        "resumed": count(happened["resumed"]) if lines else None,
+        "skipped samples": count(skipped) if lines else None,
+        "bad steps": count(happened["bad_step"]) if lines else None,
     }  # fmt: skip
     shown = {name: value for name, value in facts.items() if value not in (None, [], "")}
     return "<dl class=facts>" + "".join(
@@ -131,9 +146,9 @@ def _facts(lines: Sequence[Entry], events: Sequence[Entry], run: Entry, recipe: 
 
 
 def _curves(lines: Sequence[Entry]) -> str:
-    levels = sorted((n for n in {n for e in lines for n in e} if re.fullmatch(r"loss\.\d+", n)), key=_level_of)
-    losses = {"total": _series(lines, "loss"), **{f"level {_level_of(n)}": _series(lines, n) for n in levels}}
-    losses = {name: series for name, series in losses.items() if series[0]}
+    levels = sorted((n for n in {n for e in lines for n in e} if re.fullmatch(r"loss\.\d+", n)), key=level_of)
+    losses = {"total": series(lines, "loss"), **{f"level {level_of(n)}": series(lines, n) for n in levels}}
+    losses = {name: points for name, points in losses.items() if points[0]}
     if not losses:
         return ""
     try:
@@ -141,14 +156,20 @@ def _curves(lines: Sequence[Entry]) -> str:
 
         if len(losses) == 2:  # one level: its curve is the total's
             losses.pop("total", None)
-        charts = [_chart("loss", "wide", curve(losses, size=(9.2, 3.4), log=True, first_in_ink=len(losses) > 1))]
-        small = {"lr": "learning rate", "grad_norm": "gradient norm", "pictures_per_second": "pictures a second"}
+        charts = [
+            _chart("loss", "wide", curve(losses, size=(9.2, 3.4), log=True, first_in_ink=len(losses) > 1))
+        ]
+        small = {
+            "lr": "learning rate",
+            "grad_norm": "gradient norm",
+            "pictures_per_second": "pictures a second",
+        }
         for name, title in small.items():
-            if (series := _series(lines, name))[0]:
-                chart = curve({title: series}, size=(3.1, 1.9), log=name == "grad_norm")
+            if (points := series(lines, name))[0]:
+                chart = curve({title: points}, size=(3.1, 1.9), log=name == "grad_norm", smooth=name != "lr")
                 charts.append(_chart(title, "small", chart))
     except ImportError:
-        return '<p class="note">curves need matplotlib: <code>pip install \'mdmkit[report]\'</code></p>'
+        return "<p class=\"note\">curves need matplotlib: <code>pip install 'mdmkit[report]'</code></p>"
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
@@ -156,69 +177,11 @@ def _chart(title: str, kind: str, svg: str) -> str:
     return f'<figure class="chart {kind}"><figcaption>{escape(title)}</figcaption>{svg}</figure>'
 
 
-def _pictures(folder: Path, recipe: Entry) -> str:
-    """The latest grid of each level, a strip of earlier ones under it, and pictures of other names."""
-    by_level: dict[int, list[tuple[int, Path]]] = {}
-    others = []
-    for path in sorted(folder.glob("*.png")):
-        if found := re.search(r"step-?(\d+).*level-?(\d+)", path.stem):
-            by_level.setdefault(int(found[2]), []).append((int(found[1]), path))
-        else:
-            others.append(path)
-    parts = []
-    resolutions = [level.get("resolution") for level in recipe.get("model", {}).get("levels", [])]
-    for level, grids in sorted(by_level.items()):
-        grids.sort()
-        step, latest = grids[-1]
-        side = f", {_resolution(resolutions[level])}" if level < len(resolutions) else ""
-        name = f"level {level}{side}"
-        strip = "".join(
-            f"<figure>{_image(path, f'{name}, step {_count(s)}', widest=340)}"
-            f"<figcaption>step {_count(s)}</figcaption></figure>"
-            for s, path in _spread(grids[:-1])
-        )
-        parts.append(
-            f'<figure class="grid"><figcaption>{escape(name)} <span>step {_count(step)}</span></figcaption>'
-            f"{_image(latest, name)}</figure>" + (f'<div class="strip">{strip}</div>' if strip else "")
-        )
-    parts += [
-        f'<figure class="grid"><figcaption>{escape(path.stem)}</figcaption>{_image(path, path.stem)}</figure>'
-        for path in others
-    ]
-    return f'<div class="grids">{"".join(f"<div>{part}</div>" for part in parts)}</div>' if parts else ""
-
-
-def _spread(grids: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
-    if len(grids) <= STRIP:
-        return list(grids)
-    return [grids[round(i * (len(grids) - 1) / (STRIP - 1))] for i in range(STRIP)]
-
-
-def _image(path: Path, alt: str, *, widest: int = 1600, most_bytes: int = 1_500_000) -> str:
-    """A picture as a data URI; scaled down where it is wider than `widest`, JPEG where it is big."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        return f'<p class="note">{escape(path.name)} cannot be read: {escape(str(error))}</p>'
-    data, kind = path.read_bytes(), "png"
-    if image.width > widest or len(data) > most_bytes:
-        image.thumbnail((widest, widest * 4), Image.Resampling.LANCZOS)
-        buffer = BytesIO()
-        image.save(buffer, format="JPEG", quality=86)
-        data, kind = buffer.getvalue(), "jpeg"
-    encoded = base64.b64encode(data).decode()
-    return (f'<img alt="{escape(alt)}" width="{image.width}" height="{image.height}" '
-            f'src="data:image/{kind};base64,{encoded}">')  # fmt: skip
-
-
 def _metrics(path: Path) -> str:
     if not path.exists():
         return ""
     try:
-        return _table(_flat(json.loads(path.read_text(encoding="utf-8"))))
+        return table(flat(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, AttributeError) as error:
         return f'<p class="note">metrics.json cannot be read: {escape(str(error))}</p>'
 
@@ -229,11 +192,11 @@ def _levels(recipe: Entry, lines: Sequence[Entry]) -> str:
         return ""
     rows = []
     for number, level in enumerate(levels):
-        losses = _values(lines, f"loss.{number}")[-20:]
+        losses = finite(lines, f"loss.{number}")[-20:]
         cells = (
-            str(number), _resolution(level.get("resolution")), str(level.get("use", "")),
-            *(_plain(level.get(key, "")) for key in ("channels", "blocks", "attention")),
-            f"{sum(losses) / len(losses):.4g}" if losses else "",
+            str(number), resolution(level.get("resolution")), str(level.get("use", "")),
+            *(plain(level.get(key, "")) for key in ("channels", "blocks", "attention")),
+            plain(sum(losses) / len(losses)) if losses else "",
         )  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     heads = ("level", "resolution", "network", "channels", "blocks", "attention", "loss, last lines")
@@ -241,25 +204,26 @@ def _levels(recipe: Entry, lines: Sequence[Entry]) -> str:
 
 
 def _timings(lines: Sequence[Entry], events: Sequence[Entry]) -> str:
-    seconds = sorted(_values(lines, "seconds"))
+    seconds = sorted(finite(lines, "seconds"))
     rows: dict[str, str] = {}
     if seconds:
         rows["training"] = clock(_seconds_trained(lines))
         rows["seconds a step"] = (
-            f"median {median(seconds):.3g}, fastest {seconds[0]:.3g}, slowest {seconds[-1]:.3g}, means between log lines"
+            f"median {plain(median(seconds))}, fastest {plain(seconds[0])}, slowest {plain(seconds[-1])} "
+            "(means between two log lines)"
         )
     for name in dict.fromkeys(entry["event"] for entry in events):
-        spent = _values([entry for entry in events if entry["event"] == name], "seconds")
+        spent = finite([entry for entry in events if entry["event"] == name], "seconds")
         if spent:
-            rows[name] = f"{clock(sum(spent))}, {_count(len(spent))} times"
-    return _table(rows)
+            rows[name] = f"{clock(sum(spent))}, {count(len(spent))} {'time' if len(spent) == 1 else 'times'}"
+    return table(rows)
 
 
 def _seconds_trained(lines: Sequence[Entry]) -> float:
     """Seconds a step is a mean since the line before: times the steps since then."""
     total, before = 0.0, 0
     for entry in lines:
-        seconds = _values([entry], "seconds")
+        seconds = finite([entry], "seconds")
         total += (entry["step"] - before) * seconds[0] if seconds else 0.0
         before = entry["step"]
     return total
@@ -271,11 +235,14 @@ def _events(events: Sequence[Entry], most: int = 200) -> str:
     rows = []
     for entry in events[-most:]:
         rest = {key: value for key, value in entry.items() if key not in ("step", "event", "time")}
-        details = ", ".join(f"{key} {_plain(value)}" for key, value in rest.items())
-        cells = (_count(entry.get("step", 0)), entry["event"], details, entry.get("time", ""))
+        details = ", ".join(f"{key} {plain(value)}" for key, value in rest.items())
+        cells = (count(entry.get("step", 0)), entry["event"], details, moment(entry.get("time")) or "")
         rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    table = f"<table><tr><th>step</th><th>event</th><th></th><th>time</th></tr>{''.join(rows)}</table>"
-    return f"<details{' open' if len(rows) <= 8 else ''}><summary>{_count(len(events))} events</summary>{table}</details>"
+    heads = "<tr><th>step</th><th>event</th><th></th><th>time</th></tr>"
+    return (
+        f"<details{' open' if len(rows) <= 8 else ''}><summary>{count(len(events))} events</summary>"
+        f"<table>{heads}{''.join(rows)}</table></details>"
+    )
 
 
 def _recipe(path: Path) -> str:
@@ -287,57 +254,3 @@ def _recipe(path: Path) -> str:
 
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{content}</section>" if content else ""
-
-
-def _table(rows: Mapping[str, Any]) -> str:
-    if not rows:
-        return ""
-    cells = (f"<tr><th>{escape(name)}</th><td>{escape(_plain(value))}</td></tr>" for name, value in rows.items())
-    return f'<table class="pairs">{"".join(cells)}</table>'
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value)
-    return str(value)
-
-
-def _resolution(value: Any) -> str:
-    height, width = value if isinstance(value, list) and len(value) == 2 else (value, value)
-    return f"{height} × {width}"
-
-
-def _count(number: float) -> str:
-    return f"{int(number):,}".replace(",", "\u202f")
-
-
-def _level_of(name: str) -> int:
-    return int(name.partition(".")[2])
-
-
-def _numbers(lines: Iterable[Entry], name: str) -> Iterator[tuple[float, float]]:
-    for entry in lines:
-        if isinstance(entry.get(name), int | float | str):
-            yield entry["step"], float(entry[name])
-
-
-def _series(lines: Iterable[Entry], name: str) -> tuple[list[float], list[float]]:
-    points = list(_numbers(lines, name))
-    return [p[0] for p in points], [p[1] for p in points]
-
-
-def _values(lines: Iterable[Entry], name: str) -> list[float]:
-    return [value for _, value in _numbers(lines, name) if math.isfinite(value)]
-
-
-def _last(lines: Sequence[Entry], name: str) -> int | None:
-    return next((int(entry[name]) for entry in reversed(lines) if name in entry), None)

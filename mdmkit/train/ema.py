@@ -17,10 +17,10 @@ Named = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 class EMA:
     """Averages of named parameters, `a <- lerp(a, p, 1 - min(decay, (1 + n) / (10 + n)))`.
 
-    n counts the updates of that parameter before this one: at a fixed decay of 0.9999 an average would still be 99 %
-    of its random start after 100 steps. Each parameter has its own n, so that those which join later (`add`: a grown
-    level) warm up by themselves and leave the others as they are. Averages are float32 (float64 for float64).
-    Buffers are not averaged: the current values are kept.
+    n counts the updates of that parameter before this one: at a fixed decay of 0.9999 an average would still
+    be 99 % of its random start after 100 steps. Each parameter has its own n, so that those which join later
+    (`add`: a grown level) warm up by themselves and leave the others as they are. Averages are float32
+    (float64 for float64). Buffers are not averaged: the current values are kept.
 
     `parameters` are what `module.named_parameters()` gives; `EMA.of(module, decay=...)` takes a module whole.
     """
@@ -41,7 +41,7 @@ class EMA:
         return cls(module.named_parameters(), decay=decay, buffers=_persistent_buffers(module))
 
     def add(self, parameters: Named, *, buffers: Named = ()) -> None:
-        """Takes in new parameters at their live values, with a count of their own. ValueError for a name in use."""
+        """Takes in new parameters at their live values. ValueError for a name in use."""
         fresh, fresh_buffers = dict(parameters), dict(buffers)
         for name in (*fresh, *fresh_buffers):
             if name in self._live or name in self._live_buffers:
@@ -61,11 +61,12 @@ class EMA:
         for n, names in by_count.items():
             averages = [self.averages[name] for name in names]
             live = [self._live[name].to(self.averages[name].dtype) for name in names]
-            torch._foreach_lerp_(averages, live, 1.0 - min(self.decay, (1 + n) / (10 + n)))
+            weight = 1.0 - min(self.decay, (1 + n) / (10 + n))
+            torch._foreach_lerp_(averages, live, weight)  # pyright: ignore[reportPrivateImportUsage]
             self.updates.update(dict.fromkeys(names, n + 1))
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """`averages`: name -> tensor, the buffers' current values with them (flat, for safetensors; no copies);
+        """`averages`: name -> tensor, with the buffers as they are (flat, for safetensors; no copies);
         `updates`: name -> count (plain ints, for JSON)."""
         buffers = {name: b.detach() for name, b in self._live_buffers.items()}
         return {"averages": {**self.averages, **buffers}, "updates": dict(self.updates)}
@@ -74,21 +75,27 @@ class EMA:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], *, new: Iterable[str] = ()) -> None:
         """Takes over saved averages and counts exactly.
 
-        Names in `new` (a level grown since) need not be in `state`: they stay at the live value with a count of 0.
-        Buffers are the module's business and only checked for their names. ValueError, before anything is changed,
-        for other names that are missing, unknown ones, and shapes that differ.
+        Names in `new` (a level grown since) need not be in `state`: they stay at the live value with a count
+        of 0. Buffers are the module's business and only checked for their names. ValueError, before anything
+        is changed, for other names that are missing, unknown ones, and shapes that differ.
         """
         averages, updates = state["averages"], state["updates"]
         expected = set(self._live) | set(self._live_buffers)
         if unknown := sorted(set(averages) - expected):
-            raise ValueError(f"averages of unknown parameters: {_few(unknown)}; were they saved from another model?")
+            raise ValueError(
+                f"averages of unknown parameters: {_few(unknown)}; were they saved from another model?"
+            )
         if missing := sorted(expected - set(averages) - set(new)):
-            raise ValueError(f"averages are missing for {_few(missing)}; if a level was grown, name them in `new`")
+            raise ValueError(
+                f"averages are missing for {_few(missing)}; if they were grown, name them in `new`"
+            )
         loadable = [name for name in self._live if name in averages]
         for name in loadable:
             if averages[name].shape != self._live[name].shape:
-                raise ValueError(f"average of {name}: expected shape {tuple(self._live[name].shape)}, "
-                                 f"got {tuple(averages[name].shape)}; was it saved from another model?")
+                raise ValueError(
+                    f"average of {name}: expected shape {tuple(self._live[name].shape)}, "
+                    f"got {tuple(averages[name].shape)}; was it saved from another model?"
+                )
             if name not in updates:
                 raise ValueError(f"the count of updates is missing for {name}; the checkpoint is incomplete")
         for name in loadable:
@@ -97,7 +104,7 @@ class EMA:
 
     @contextmanager
     def swap(self) -> Iterator[None]:
-        """Within the block the live parameters hold the averages; after it their own values again, bit for bit."""
+        """Within the block the parameters hold the averages; after it their own values again, bit for bit."""
         with torch.no_grad():
             own = {name: p.detach().clone() for name, p in self._live.items()}
             for name, p in self._live.items():
@@ -111,7 +118,7 @@ class EMA:
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Writes averages and buffers into another module with the same names. ValueError where names differ."""
+        """Writes averages and buffers into another module. ValueError where its names differ."""
         source = {**self.averages, **self._live_buffers}
         target = {**dict(module.named_parameters()), **_persistent_buffers(module)}
         if odd := sorted(source.keys() ^ target.keys()):

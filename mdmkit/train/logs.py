@@ -27,8 +27,9 @@ LOG_NAME = "log.jsonl"
 class Logger(Protocol):
     """Takes numbers and pictures of a run; `step` counts finished optimiser steps.
 
-    A run logs `loss` (weighted sum), `loss.0`, `loss.1`, ... (by level, low to high), `lr`, `grad_norm`, `seconds` (a
-    step, mean since the line before), `pictures_per_second`, `pictures` (seen so far), `skipped` (samples so far).
+    A run logs `loss` (weighted sum), `loss.0`, `loss.1`, ... (by level, low to high), `lr`, `grad_norm`,
+    `seconds` (a step, mean since the line before), `pictures_per_second`, `pictures` (seen so far), `skipped`
+    (samples so far).
     """
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
@@ -41,9 +42,9 @@ class Logger(Protocol):
 class JSONLines:
     """log.jsonl in the run folder: one JSON object a line, each line handed to the system as it is written.
 
-    Lines of numbers are `{"step": 10, "loss": ...}`, events `{"step": 10, "event": "resumed", "time": ...}`. JSON has
-    no NaN: numbers that are not finite are the strings "nan", "inf", "-inf" (`float` reads them). A resumed run cuts
-    the file back to its checkpoint first (`cut_back`).
+    Lines of numbers are `{"step": 10, "loss": ...}`, events `{"step": 10, "event": "resumed", "time": ...}`.
+    JSON has no NaN: numbers that are not finite are the strings "nan", "inf", "-inf" (`float` reads them). A
+    resumed run cuts the file back to its checkpoint first (`cut_back`).
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -56,15 +57,19 @@ class JSONLines:
     def event(self, step: int, event: str, **details: Any) -> None:
         """Something that happened: resumed, bad_step, skipped_sample, sampled, interrupted, finished, ..."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        plain = {name: _number(value) if isinstance(value, float) else value for name, value in details.items()}
+        plain = {
+            name: _number(value) if isinstance(value, float) else value for name, value in details.items()
+        }
         self._write({"step": step, "event": event, "time": now, **plain})
 
     def images(self, step: int, name: str, picture: Image.Image) -> None:
         """Pictures have files of their own in the run folder."""
 
     def sync(self) -> None:
-        """Returns when every line is on the disk; called before a checkpoint becomes visible, so that the log never
-        ends before it."""
+        """Returns when every line is on the disk.
+
+        Called before a checkpoint becomes visible, so that the log never ends before it.
+        """
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -85,7 +90,8 @@ def _number(value: Any) -> float | int | str:
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a log as dicts; a torn last line (the process was killed in it) is left out.
 
-    No file is an empty log. MdmkitError, with the line's number, for a line in the middle that is not a JSON object.
+    No file is an empty log. MdmkitError, with the line's number, for a line in the middle that is not a JSON
+    object.
     """
     return [entry for _, entry in _lines(Path(path))]
 
@@ -126,15 +132,17 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         if isinstance(entry, dict):
             parsed.append((line, entry))
         elif number < len(lines):
-            raise MdmkitError(f"{path}:{number}: expected a JSON object, got {line[:40]!r}; remove the line to go on")
+            raise MdmkitError(
+                f"{path}:{number}: expected a JSON object, got {line[:40]!r}; remove the line to go on"
+            )
     return parsed
 
 
 class TensorBoard:
     """Scalars and sample grids for TensorBoard, in `run_dir`/tensorboard.
 
-    MdmkitError where tensorboard is not installed. The files are opened at the first value: what an earlier process
-    wrote from that step on (it was killed after its last checkpoint) is marked as void.
+    MdmkitError where tensorboard is not installed. The files are opened at the first value: what an earlier
+    process wrote from that step on (it was killed after its last checkpoint) is marked as void.
     """
 
     def __init__(self, run_dir: str | Path, *, flush_seconds: float = 30.0) -> None:
@@ -172,8 +180,8 @@ class TensorBoard:
 class Progress:
     """How far a run is: a bar on a terminal, elsewhere a plain line every `interval` seconds; on stderr.
 
-    `log` takes the numbers to show (`loss`, `pictures_per_second`), `advance` moves the bar between them, `note` says
-    something above the bar. NO_COLOR is respected.
+    `log` takes the numbers to show (`loss`, `pictures_per_second`), `advance` moves the bar between them,
+    `note` says something above the bar. NO_COLOR is respected.
     """
 
     def __init__(
@@ -187,16 +195,18 @@ class Progress:
         self._file = file or sys.stderr
         self._loss, self._rate, self._step = math.nan, math.nan, start_step
         self._began = self._spoke = time.monotonic()
-        console = Console(file=self._file, highlight=False)
+        self._said = -1
         self._bar: Bar | None = None
-        if console.is_terminal:
-            self._bar = Bar(
+        if self._file.isatty():
+            console = Console(file=self._file, highlight=False)
+            bar = Bar(
                 TextColumn("[bold]train"), BarColumn(bar_width=None), MofNCompleteColumn(),
                 TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
                 console=console, expand=True, redirect_stdout=False, redirect_stderr=False,
             )  # fmt: skip
-            self._task = self._bar.add_task("train", total=total_steps, completed=start_step, numbers="", left="")
-            self._bar.start()
+            bar.start()
+            self._task = bar.add_task("train", total=total_steps, completed=start_step, numbers="", left="")
+            self._bar = bar
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._loss = float(metrics.get("loss", self._loss))
@@ -207,8 +217,8 @@ class Progress:
         self._step = step
         if self._bar is not None:
             self._bar.update(self._task, completed=step, numbers=self._numbers(), left=self._left())
-        elif time.monotonic() - self._spoke >= self.interval or step == self.total:
-            self._spoke = time.monotonic()
+        elif time.monotonic() - self._spoke >= self.interval or (step == self.total != self._said):
+            self._spoke, self._said = time.monotonic(), step
             parts = [f"step {step}/{self.total}", self._numbers(), self._left()]
             print("  ".join(part for part in parts if part), file=self._file, flush=True)
 
@@ -227,7 +237,13 @@ class Progress:
 
     def _numbers(self) -> str:
         loss = "" if math.isnan(self._loss) else f"loss {self._loss:.4f}"
-        rate = "" if math.isnan(self._rate) else f"{self._rate:.3g} pictures/s"
+        rate = (
+            ""
+            if math.isnan(self._rate)
+            else f"{self._rate:.0f} pictures/s"
+            if self._rate >= 100
+            else f"{self._rate:.3g} pictures/s"
+        )
         return "  ".join(part for part in (loss, rate) if part)
 
     def _left(self) -> str:
@@ -243,5 +259,9 @@ def clock(seconds: float) -> str:
     """Seconds as people read them: 0:42, 2:13, 1:02:13, 3d 4:05:06."""
     days, rest = divmod(round(seconds), 86400)
     hours, rest = divmod(rest, 3600)
-    text = f"{rest // 60}:{rest % 60:02d}" if not hours and not days else f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+    text = (
+        f"{rest // 60}:{rest % 60:02d}"
+        if not hours and not days
+        else f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+    )
     return f"{days}d {text}" if days else text

@@ -23,8 +23,9 @@ def adamw(
 ) -> AdamW:
     """AdamW in its fused form, on the CPU too.
 
-    `params` are tensors or (name, tensor) pairs, taken in their order. Weight decay leaves biases and the gains of
-    norms alone (parameters of fewer than two axes), unless `decay_vectors`; the two then stand in two groups.
+    `params` are tensors or (name, tensor) pairs, taken in their order. Weight decay leaves biases and the
+    gains of norms alone (parameters of fewer than two axes), unless `decay_vectors`; the two then stand in
+    two groups.
 
     Source: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
     """
@@ -43,18 +44,19 @@ def adamw(
 
 
 def named_state(optimizer: Optimizer, names: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """What the optimiser keeps of each parameter, flat: `exp_avg/levels.0.conv.weight` -> tensor (a view, no copy).
+    """What the optimiser keeps of each parameter, flat: `exp_avg/levels.0.conv.weight` -> tensor (no copy).
 
-    `names` are `module.named_parameters()`. Numbers that are not tensors come as 0-d tensors under `step:int/...`,
-    `step:float/...`. Options of the groups (lr, betas) are the recipe's and not in it. ValueError for a parameter of
-    the optimiser without a name, and for state that is neither tensor nor number.
+    `names` are `module.named_parameters()`. Numbers that are not tensors come as 0-d tensors under
+    `step:int/...`, `step:float/...`. Options of the groups (lr, betas) are the recipe's and not in it.
+    ValueError for a parameter of the optimiser without a name, and for state that is neither tensor nor
+    number.
     """
     name_of = {id(p): name for name, p in names}
     flat: dict[str, Tensor] = {}
     for p in _parameters(optimizer):
         if id(p) not in name_of:
             raise ValueError(
-                f"expected a name for every parameter of the optimizer, got none for one of shape {tuple(p.shape)}; "
+                f"expected a name for each parameter of the optimizer, got none for a {tuple(p.shape)}; "
                 "give the named_parameters() of all modules that it trains"
             )
         for key, value in optimizer.state.get(p, {}).items():
@@ -64,38 +66,49 @@ def named_state(optimizer: Optimizer, names: Iterable[tuple[str, Tensor]]) -> di
                 kind = type(value).__name__
                 flat[f"{key}:{kind}/{name_of[id(p)]}"] = torch.tensor(value, dtype=_NUMBERS[type(value)])
             elif value is not None:
-                raise ValueError(f"expected tensors and numbers in the state of {type(optimizer).__name__}, "
-                                 f"got {type(value).__name__} under {key!r}; it cannot be written to a checkpoint")
+                raise ValueError(
+                    f"expected tensors and numbers in the state of {type(optimizer).__name__}, "
+                    f"got {type(value).__name__} under {key!r}; it cannot be written to a checkpoint"
+                )
     return flat
 
 
-def load_named_state(optimizer: Optimizer, names: Iterable[tuple[str, Tensor]], state: Mapping[str, Tensor]) -> None:
-    """Replaces the optimiser's state by what `named_state` gave, exactly; a parameter without any starts afresh.
+def load_named_state(
+    optimizer: Optimizer, names: Iterable[tuple[str, Tensor]], state: Mapping[str, Tensor]
+) -> None:
+    """Replaces the optimiser's state by what `named_state` gave, exactly; a parameter without starts afresh.
 
-    A parameter that is not in `state` is new (a grown level) or was never updated. ValueError, before anything is
-    changed, for state of an unknown parameter, and for a shape that differs.
+    A parameter that is not in `state` is new (a grown level) or was never updated. ValueError, before
+    anything is changed, for state of an unknown parameter, and for a shape that differs.
     """
     parameters = {id(p): p for p in _parameters(optimizer)}
     by_name = {name: p for name, p in names if id(p) in parameters}
-    fused = {id(p): bool(group.get("fused") or group.get("capturable"))
-             for group in optimizer.param_groups for p in group["params"]}
+    fused = {
+        id(p): bool(group.get("fused") or group.get("capturable"))
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     loaded: dict[str, dict[str, Any]] = {}
     for flat_key, value in state.items():
         key, _, name = flat_key.partition("/")
         if name not in by_name:
-            raise ValueError(f"optimizer state {flat_key!r} belongs to no parameter that is trained here; "
-                             "was it saved from another model?")
+            raise ValueError(
+                f"optimizer state {flat_key!r} belongs to no parameter that is trained here; "
+                "was it saved from another model?"
+            )
         p = by_name[name]
         key, _, kind = key.partition(":")
         if kind:
             loaded.setdefault(name, {})[key] = value.item()
         elif value.ndim == 0:
-            # step counts of plain implementations stay on the CPU, those of fused kernels live beside the parameter
+            # plain implementations keep step counts on the CPU, fused ones beside the parameter
             device = p.device if fused[id(p)] or key != "step" else "cpu"
             loaded.setdefault(name, {})[key] = value.to(device=device, copy=True)
         elif value.shape != p.shape and key in ("exp_avg", "exp_avg_sq"):
-            raise ValueError(f"optimizer state {flat_key!r}: expected shape {tuple(p.shape)}, "
-                             f"got {tuple(value.shape)}; was it saved from another model?")
+            raise ValueError(
+                f"optimizer state {flat_key!r}: expected shape {tuple(p.shape)}, "
+                f"got {tuple(value.shape)}; was it saved from another model?"
+            )
         elif value.shape == p.shape:
             # the parameter's own strides: fused kernels walk both buffers side by side
             loaded.setdefault(name, {})[key] = torch.empty_like(p, dtype=value.dtype).copy_(value).detach()
