@@ -92,6 +92,12 @@ class TestServing:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert attention.attend(q, k.bfloat16(), v, None, otherwise="refuse").dtype == torch.bfloat16
 
+    def test_it_compiles_without_a_break(self) -> None:
+        q, k, v = draw(2, 2, 3, 5, 8)
+        mask = torch.rand(2, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+        compiled = torch.compile(attention.attend, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(q, k, v, mask), sdpa(q, k, v, mask), rtol=1e-5, atol=1e-5)
+
     @pytest.mark.parametrize(
         ("change", "named"),
         [
@@ -140,6 +146,17 @@ def test_the_cpu_falls_back_and_says_so_once(
     assert [record.getMessage() for record in caplog.records] == [
         "xformers.attention falls back to SDPA: device is cpu, expected cuda"
     ]
+
+
+def test_compiled_it_falls_back_without_a_break_and_says_so_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(attention, "backend", stand_in)
+    q, k, v = draw(1, 2, 4, 4, 8)
+    compiled = torch.compile(attention.attend, backend="eager", fullgraph=True)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(compiled(q, k, v, None), sdpa(q, k, v, None))
+    assert "device is cpu, expected cuda" in caplog.text
 
 
 def test_refusing_lists_all_conditions_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
