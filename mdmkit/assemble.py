@@ -61,7 +61,9 @@ def cond_dim(recipe: Recipe) -> int | None:
         return None
     width = getattr(recipe.text.settings, "width", None)
     if width is None:
-        raise ValueError(f"text encoder {recipe.text.name!r} has no setting `width`, which the core is built for")
+        raise ValueError(
+            f"text encoder {recipe.text.name!r} has no setting `width`, which the core is built for"
+        )
     return width
 
 
@@ -82,13 +84,19 @@ def nest(
     shells = []
     inner = core
     for level in picked[1:]:
-        inner = registry.build(level.network, kind="shell", inner_channels=inner.channels[0], **where)
+        told = {"inner_channels": inner.channels[0], "emb_dim": core.emb_dim, "cond_width": core.cond_width}
+        inner = registry.build(level.network, kind="shell", **told, **where)
         shells.append(inner)
-    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint)
+    attend = registry.build(recipe.model.attend, kind="attention")
+    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend)
 
 
 def text_encoder(
-    recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> torch.nn.Module | None:
     """The text encoder, or None where the recipe has none."""
     if recipe.text is None:

@@ -11,10 +11,15 @@ def largest_divisor(number: int, limit: int) -> int:
 
 
 def divides_problem(name: str, part: int, of: str, whole: int, *, all_of: int | None = None) -> str | None:
-    """What is wrong where `part` does not divide `whole`, with a value to try that divides `all_of`; or None."""
+    """What is wrong where `part` does not divide `whole`, with what to try; None where it does.
+
+    The number to try divides `all_of` too, where given.
+    """
     if whole % part == 0:
         return None
-    return f"{name}={part} does not divide {of}={whole}; try {name}={largest_divisor(all_of or whole, part)}"
+    divisor = largest_divisor(all_of or whole, part)
+    advice = f"{name}={divisor}" if divisor > 1 else f"{of}={-(-whole // part) * part}"
+    return f"{name}={part} does not divide {of}={whole}; try {advice}"
 
 
 def check_divides(name: str, part: int, of: str, whole: int) -> None:

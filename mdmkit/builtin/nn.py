@@ -44,11 +44,6 @@ def unet_problems(unet: UNetCore | UNetShell) -> Found:
         problem = divides_problem("heads", unet.heads, "channels", width, all_of=together)
         if problem:
             yield f"channels[{i}]", problem
-    emb_dim = unet.emb_dim or 4 * unet.channels[0]
-    if emb_dim % 8:
-        name = "emb_dim" if unet.emb_dim else "channels[0]"
-        say = "" if unet.emb_dim else ", as emb_dim is 4 * channels[0]"
-        yield name, f"expected a multiple of {8 if unet.emb_dim else 2}{say}, got {unet.emb_dim or unet.channels[0]}"
     for key in unet.micro_conditioning or ():
         if not key.isidentifier():
             yield "micro_conditioning", f"expected a name, got {key!r}"
@@ -113,8 +108,7 @@ class UNetCore:
     strides: tuple[int | tuple[int, ...], ...] | None = opt(
         None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
     )
-    in_channels: int = opt(3, "channels of the noisy picture", ge=1)
-    out_channels: int = opt(3, "channels of the prediction", ge=1)
+    in_channels: int = opt(3, "channels of a picture", ge=1)
     emb_dim: int | None = opt(None, "width of the time embedding; 4 * channels[0] where not given", ge=8)
     heads: int = opt(8, "attention heads", ge=1)
     norm_groups: int = opt(32, "groups of every group norm", ge=1)
@@ -132,6 +126,10 @@ class UNetCore:
     def problems(self) -> Found:
         """What does not fit among these settings."""
         yield from unet_problems(self)
+        if self.emb_dim is not None and self.emb_dim % 8:
+            yield "emb_dim", f"expected a multiple of 8, got {self.emb_dim}; try {self.emb_dim + -self.emb_dim % 8}"
+        elif self.emb_dim is None and self.channels and self.channels[0] % 2:
+            yield "channels[0]", f"expected an even number, as emb_dim is 4 * channels[0], got {self.channels[0]}"
         if self.text_layers and self.cond_width is not None and self.cond_width % self.heads:
             yield "cond_width", divides_problem("heads", self.heads, "cond_width", self.cond_width) or ""
 
@@ -150,9 +148,7 @@ class UNetShell:
     strides: tuple[int | tuple[int, ...], ...] | None = opt(
         None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
     )
-    in_channels: int = opt(3, "channels of the noisy picture", ge=1)
-    out_channels: int = opt(3, "channels of the prediction", ge=1)
-    emb_dim: int | None = opt(None, "width of the time embedding; 4 * channels[0] where not given", ge=8)
+    in_channels: int = opt(3, "channels of a picture", ge=1)
     heads: int = opt(8, "attention heads", ge=1)
     norm_groups: int = opt(32, "groups of every group norm", ge=1)
     ffn: bool = opt(True, "an MLP in each attention layer")

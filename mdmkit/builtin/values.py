@@ -1,9 +1,114 @@
-"""Settings and registrations of the built-in components: values. No torch."""
+"""Settings and registrations of the built-in components: schedules, weights, levels. No torch."""
 
 from __future__ import annotations
 
+import attrs
+
 from mdmkit.plugins.component import Component
+from mdmkit.recipe.options import opt
 
 __all__ = ["COMPONENTS"]
 
-COMPONENTS: list[Component] = []
+FORMS = ("table", "continuous")
+
+
+@attrs.frozen
+class Cosine:
+    """The squared cosine of the released models."""
+
+    form: str = opt(
+        "table", "table: the released betas, capped at 0.999; continuous: the formula", choices=FORMS
+    )
+    steps: int = opt(1000, "entries of the table", ge=2)
+
+
+@attrs.frozen
+class DDPM:
+    """Linear betas, as in DDPM."""
+
+    beta_start: float = opt(1e-4, "the first beta", gt=0.0, lt=1.0)
+    beta_end: float = opt(0.02, "the last beta", gt=0.0, lt=1.0)
+    steps: int = opt(1000, "entries of the table", ge=2)
+
+
+@attrs.frozen
+class CosineLogSNR:
+    """A cosine cut to a range of logsnr."""
+
+    logsnr_max: float = opt(5.0, "logsnr next to the data")
+    logsnr_min: float = opt(-5.0, "logsnr at t = 1")
+    form: str = opt(
+        "table", "table: as released, with a clean entry in front; continuous: the formula", choices=FORMS
+    )
+    steps: int = opt(1000, "entries of the table", ge=2)
+
+
+@attrs.frozen
+class Sigmoid:
+    """A piece of a sigmoid, stretched from data to noise."""
+
+    start: float = opt(-3.0, "where on the sigmoid t = 0 lies")
+    end: float = opt(3.0, "where on the sigmoid t = 1 lies")
+    tau: float = opt(1.0, "temperature", gt=0.0)
+
+
+@attrs.frozen
+class LinearFlow:
+    """A straight line from data to noise: alpha = 1 - t, sigma = t."""
+
+
+@attrs.frozen
+class Uniform:
+    """The same weight at every noise level."""
+
+    space: str | None = opt(
+        None,
+        "weight 1 on the loss in this space; in loss_space if not given",
+        choices=("x0", "eps", "v", "flow"),
+    )
+
+
+@attrs.frozen
+class UniformTime:
+    """Uniform t."""
+
+    stratified: bool = opt(False, "one draw in each of `batch` equal parts of [0, 1]: a less noisy loss")
+
+
+@attrs.frozen
+class MSE:
+    """Squared difference."""
+
+
+@attrs.frozen
+class All:
+    """Every row trains every level."""
+
+
+@attrs.frozen
+class Mixed:
+    """A fixed part of each batch stops at each level."""
+
+    shares: tuple[float, ...] = opt(
+        help="for each level, low to high, the part of the rows that stop there", ge=0.0
+    )
+
+
+@attrs.frozen
+class NoGrowth:
+    """All levels from the first step on."""
+
+
+COMPONENTS: list[Component] = [
+    Component("noise_schedule", "cosine", Cosine, "mdmkit.schedules:Cosine"),
+    Component("noise_schedule", "ddpm", DDPM, "mdmkit.schedules:DDPM"),
+    Component("noise_schedule", "cosine_logsnr", CosineLogSNR, "mdmkit.schedules:CosineLogSNR"),
+    Component("noise_schedule", "sigmoid", Sigmoid, "mdmkit.schedules:Sigmoid"),
+    Component("noise_schedule", "linear_flow", LinearFlow, "mdmkit.schedules:LinearFlow"),
+    Component("weighting", "uniform", Uniform, "mdmkit.weighting:Uniform"),
+    Component("time_sampler", "uniform", UniformTime, "mdmkit.weighting:UniformTime"),
+    Component("loss", "mse", MSE, "mdmkit.targets:mse"),
+    Component("resolution_sampler", "all", All, "mdmkit.resolutions:All"),
+    Component("resolution_sampler", "mixed", Mixed, "mdmkit.resolutions:Mixed"),
+    Component("growth", "none", NoGrowth, "mdmkit.growth:NoGrowth"),
+]

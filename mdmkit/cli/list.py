@@ -20,7 +20,9 @@ RECIPES = "recipe"
 
 def command(
     plugins: Plugins,
-    kind: Annotated[str | None, typer.Argument(help="One kind only, or `recipe`.", show_default=False)] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="One kind only, or `recipe`.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the components that are installed, by kind, and the recipes."""
@@ -35,7 +37,7 @@ def command(
     for name in [*KINDS, RECIPES] if kind is None else [kind]:
         of_kind = [row for row in found if row["kind"] == name]
         if of_kind:
-            print(f"{name}: {KINDS[name].doc if name in KINDS else 'whole runs, for `mdmkit run` and `mdmkit new`'}")
+            print(f"{name}: {KINDS[name].doc if name in KINDS else 'whole runs, for `run` and `new`'}")
         for row in of_kind:
             print(f"  {label(row):{width}}  {row['doc']}".rstrip())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,9 +30,11 @@ def command(
     """Write the dataset of a recipe as WebDataset shards with an index beside them."""
     from mdmkit import assemble
     from mdmkit.data.pack import pack
-    from mdmkit.recipe import load
+    from mdmkit.recipe import dumps, load
     from mdmkit.train.parallel import pick_device
 
+    if allow_pipe:
+        os.environ["MDMKIT_ALLOW_PIPE"] = "1"
     registry = open_registry(plugins)
     parsed = load(recipe, sets, registry, allow_pipe=allow_pipe)
     encoder = None
@@ -39,7 +43,11 @@ def command(
         if encoder is None or getattr(encoder, "trainable", False):
             raise WrongInput("pack --features: the recipe's text encoder must be a frozen one (t5, hf); this one learns")
     sides = [(side, side) for side in resolution or []]
-    for path in pack(
-        assemble.dataset(parsed, registry), out, count=count, resolutions=sides, encoder=encoder, shard_size=shard_size
-    ):
-        print(path)
+    source = dumps(parsed)
+    packed = pack(
+        assemble.dataset(parsed, registry), out, count=count, resolutions=sides, encoder=encoder,
+        shard_size=shard_size, workers=parsed.data.workers, source=source,
+    )
+    print(packed.folder)
+    skipped = f", {len(packed.skipped)} unreadable ones left out" if packed.skipped else ""
+    print(f"{packed.samples} samples in {packed.shards} shards{skipped}", file=sys.stderr)

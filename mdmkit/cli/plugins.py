@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 
-from mdmkit.plugins import load_registry
-
+from . import options
 from .options import Json, Plugins
 
 
 def command(plugins: Plugins, as_json: Json = False) -> None:
     """List the plugins that are installed, what they offer, and why one cannot be used."""
-    registry = load_registry(plugins)
+    registry = options.load_registry(plugins)
     found = []
     for plugin in registry.plugins:
         offered = [e.component for e in registry.entries() if e.plugin.name == plugin.name]

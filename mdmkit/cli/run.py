@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import shlex
 import sys
@@ -50,6 +51,8 @@ def command(
     from mdmkit.recipe.load import find
     from mdmkit.train.folder import free_name
 
+    if allow_pipe:
+        os.environ["MDMKIT_ALLOW_PIPE"] = "1"  # data workers are other processes
     if (recipe is None) == (resume is None):
         raise WrongInput("run: expected a recipe, or --resume with a run folder (one of the two)")
     if resume is not None:
@@ -150,7 +153,8 @@ def work(
     from mdmkit.train.folder import RESOLVED, Lock
     from mdmkit.train.logs import JSONLines, Progress, cut_back
     from mdmkit.train.loop import train
-    from mdmkit.train.state import latest, load as load_checkpoint
+    from mdmkit.train.state import damaged, latest
+    from mdmkit.train.state import load as load_checkpoint
 
     lock = Lock(folder) if ranks.is_main else None
     info = RunInfo(folder=folder, recipe=recipe, seed=recipe.run.seed)
@@ -159,6 +163,9 @@ def work(
     try:
         found = latest(folder / "checkpoints") if resumed else None
         checkpoint = load_checkpoint(found) if found else None
+        if ranks.is_main and resumed:
+            for path, why in damaged(folder / "checkpoints"):
+                print(f"{path} is passed over: {why}", file=sys.stderr)
         parts = assemble.parts(recipe, registry, device=device)
         plan = assemble.plan(recipe)
         start = checkpoint.step if checkpoint else 0
@@ -193,7 +200,8 @@ def work(
                 parts, plan, device=device, world=ranks, run_dir=folder, resume=checkpoint, texts={RESOLVED: resolved},
                 on_log=on_log, on_event=on_event, on_sample=on_sample, sample_every=recipe.train.sample_every,
                 on_step=lambda step, metrics: registry.hook.mdmkit_step_end(run=info, step=step, metrics=metrics),
-                on_checkpoint=lambda step, path: checkpointed(registry, loggers, info, step, path),
+                before_checkpoint=lambda: loggers[0].sync(),
+                on_checkpoint=lambda step, path: registry.hook.mdmkit_checkpoint_saved(run=info, step=step, path=path),
             )
         finally:
             if progress is not None:
@@ -220,14 +228,6 @@ def work(
             logger.close()
         if lock is not None:
             lock.release()
-
-
-def checkpointed(registry: Registry, loggers: list[Any], info: RunInfo, step: int, path: Path) -> None:
-    """Put the log on disk with the checkpoint, and tell the plugins."""
-    for logger in loggers:
-        if hasattr(logger, "sync"):
-            logger.sync()
-    registry.hook.mdmkit_checkpoint_saved(run=info, step=step, path=path)
 
 
 def grids(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import tomli_w
 import typer
 
-from mdmkit.recipe.emit import table, table_of_differences
+from mdmkit.recipe.emit import table, table_of_differences, write
 from mdmkit.recipe.load import load
 
 from .options import AllowPipe, Plugins, RecipeSource, Sets, open_registry
@@ -23,4 +22,4 @@ def command(
     """Print the resolved recipe: every default and every version; it is itself a recipe."""
     registry = open_registry(plugins)
     loaded = load(recipe, sets, registry, allow_pipe=allow_pipe)
-    print(tomli_w.dumps(table_of_differences(loaded, registry) if diff else table(loaded)), end="")
+    print(write(table_of_differences(loaded, registry) if diff else table(loaded)), end="")

@@ -28,13 +28,19 @@ VERBS: dict[str, Verb] = {
     "run": Verb("mdmkit.cli.run:command", "train by a recipe, then sample and report; or resume"),
     "sample": Verb("mdmkit.cli.sample:command", "draw pictures with a trained run or model"),
     "evaluate": Verb("mdmkit.cli.evaluate:command", "measure a trained run or model"),
-    "check": Verb("mdmkit.cli.check:command", "validate recipes; with --build also shapes, parameters, memory"),
+    "check": Verb(
+        "mdmkit.cli.check:command", "validate recipes; with --build also shapes, parameters, memory"
+    ),
     "show": Verb("mdmkit.cli.show:command", "the resolved recipe: every default, every version"),
     "list": Verb("mdmkit.cli.list:command", "the components and recipes that are installed"),
     "explain": Verb("mdmkit.cli.explain:command", "a component's settings, or a key of a recipe"),
-    "plugins": Verb("mdmkit.cli.plugins:command", "the plugins that are installed, and what is wrong with them"),
+    "plugins": Verb(
+        "mdmkit.cli.plugins:command", "the plugins that are installed, and what is wrong with them"
+    ),
     "new": Verb("mdmkit.cli.new:command", "a recipe to edit, or a plugin package that passes its tests"),
-    "schema": Verb("mdmkit.cli.schema:command", "JSON Schema of a recipe with what is installed, for editors"),
+    "schema": Verb(
+        "mdmkit.cli.schema:command", "JSON Schema of a recipe with what is installed, for editors"
+    ),
     "import": Verb("mdmkit.cli.import_:command", "read released checkpoints"),
     "export": Verb("mdmkit.cli.export:command", "write a model in another format"),
     "pack": Verb("mdmkit.cli.pack:command", "write a dataset as WebDataset shards"),
@@ -44,7 +50,9 @@ VERBS: dict[str, Verb] = {
 
 def verbs() -> dict[str, Verb]:
     """The verbs whose modules exist."""
-    return {name: verb for name, verb in VERBS.items() if importlib.util.find_spec(verb.target.partition(":")[0])}
+    return {
+        name: verb for name, verb in VERBS.items() if importlib.util.find_spec(verb.target.partition(":")[0])
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,17 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mdmkit: {unknown(f'unknown verb {name!r}', name, present)}", file=sys.stderr)
         return 2
     try:
-        return call(present[name], name, rest)
+        code = call(present[name], name, rest)
+        sys.stdout.flush()
+        return code
     except MdmkitError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # the reader of a pipe has gone (`mdmkit list | head`); keep Python from complaining when it flushes at exit
+        # the reader of a pipe has gone (`mdmkit list | head`); Python would complain when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
 
 
 def overview(present: dict[str, Verb]) -> str:
@@ -106,6 +115,8 @@ def call(verb: Verb, name: str, arguments: Sequence[str]) -> int:
         if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
             raise
         message = error.format_message()  # type: ignore[attr-defined]
-        print(f"mdmkit {name}: {message[:1].lower()}{message[1:]} (see mdmkit {name} --help)", file=sys.stderr)
+        print(
+            f"mdmkit {name}: {message[:1].lower()}{message[1:]} (see mdmkit {name} --help)", file=sys.stderr
+        )
         return error.exit_code  # type: ignore[attr-defined]
     return code if isinstance(code, int) else 0

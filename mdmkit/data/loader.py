@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import os
 import signal
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Generator, Iterable, Sequence
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -43,7 +47,7 @@ def batches(
         prefetch_factor=prefetch if workers else None,
         # forking after torch has started threads can hang, and ends CUDA
         multiprocessing_context=_context() if workers else None,
-        worker_init_fn=_start_worker if workers else None,
+        worker_init_fn=partial(_start_worker, os.getpid()) if workers else None,
         pin_memory=pin_memory and torch.accelerator.is_available(),
         # else it would draw a seed from torch's global stream
         generator=torch.Generator(),
@@ -159,6 +163,18 @@ def _context() -> Any:
     return context
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(main: int, _: int) -> None:
     # Ctrl-C reaches the whole process group; the main process stops the workers when it has saved
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # torch looks whether a worker's parent lives, but that is the fork server, which waits for its workers in turn:
+    # after kill -9 of the main process both would stay for ever
+    threading.Thread(target=_end_with, args=(main,), daemon=True).start()
+
+
+def _end_with(main: int) -> None:
+    while True:
+        try:
+            os.kill(main, 0)
+        except ProcessLookupError:
+            os._exit(1)
+        time.sleep(1)

@@ -81,7 +81,6 @@ class UNetCore(UNet):
         attention: int | Sequence[int] = (0, 0, 1),
         strides: Sequence[int | Sequence[int]] | None = None,
         in_channels: int = 3,
-        out_channels: int = 3,
         emb_dim: int | None = None,
         heads: int = 8,
         norm_groups: int = 32,
@@ -106,7 +105,6 @@ class UNetCore(UNet):
             attention=attention,
             strides=strides,
             in_channels=in_channels,
-            out_channels=out_channels,
             emb_dim=emb_dim,
             heads=heads,
             norm_groups=norm_groups,
@@ -119,7 +117,7 @@ class UNetCore(UNet):
             device=device,
             dtype=dtype,
         )
-        self.cond_dim, self.cond_width = cond_dim, width
+        self.cond_dim, self.cond_width, self.pooled_text = cond_dim, width, cond_dim is not None and pooled_text
         self.text = None
         if cond_dim is not None:
             self.text = TextPath(

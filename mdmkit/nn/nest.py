@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from .attention import Attend, sdpa
+from .core import TextPath
 from .shell import Encoded
-from .unet import Running, Text
+from .unet import Running, Stage, Text
 
 __all__ = ["Core", "NestedUNet", "Shell"]
 
 
 class Core(Protocol):
-    """Level 0 of a nest; it owns the text. `channels[0]` is the width of its features."""
+    """Level 0 of a nest; it owns the text. `channels[0]` is the width of its features.
+
+    cond_width is the width of the text features that it gives to the shells, None where it reads no text; pooled_text:
+    it also gives a vector (B, emb_dim) that is added to every level's embedding.
+    """
 
     channels: tuple[int, ...]
+    emb_dim: int
     cond_width: int | None
+    pooled_text: bool
 
     def read(self, cond: Tensor | None, mask: Tensor | None, run: Running, /) -> Text | None: ...
 
@@ -39,6 +46,8 @@ class Shell(Protocol):
     """Level r >= 1 of a nest; `ratio` is how much higher and wider its pictures are than those inside."""
 
     channels: tuple[int, ...]
+    inner_channels: int
+    emb_dim: int
     ratio: tuple[int, int]
 
     def encode(
@@ -75,6 +84,15 @@ class NestedUNet(nn.Module):
         self.levels = nn.ModuleList([core, *shells])
         self.use_checkpoint = use_checkpoint
         self.attend = attend
+        for r, shell in enumerate(self.levels[1:], 1):
+            inside, emb_dim = self.levels[r - 1].channels[0], core.emb_dim
+            if shell.inner_channels != inside:
+                raise ValueError(f"expected level {r} built with inner_channels={inside}, got {shell.inner_channels}")
+            if core.pooled_text and shell.emb_dim != emb_dim:
+                raise ValueError(
+                    f"expected level {r} built with emb_dim={emb_dim}, the core's, whose pooled text is added to its "
+                    f"own embedding, got {shell.emb_dim}"
+                )
 
     def extra_repr(self) -> str:
         return f"use_checkpoint={self.use_checkpoint}"
@@ -117,6 +135,16 @@ class NestedUNet(nn.Module):
             prediction, features = shell.decode(encoded.pop(), features[: len(z_r)], run)
             predictions.append(prediction)
         return tuple(predictions)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The modules that are run again by use_checkpoint, and are worth compiling, one by one."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                yield from module.blocks
+                for layers in module.attention:
+                    yield from layers  # pyright: ignore[reportGeneralTypeIssues]
+            elif isinstance(module, TextPath):
+                yield from module.layers
 
     def _check(self, z: Sequence[Tensor], micros: Mapping[str, Tensor] | None) -> None:
         if not 1 <= len(z) <= len(self.levels):

@@ -30,8 +30,9 @@ class UNetShell(UNet):
 
     Settings as of `UNetCore`; the product of the strides is the ratio to the level inside. inner_input: the inner
     level sees this one's features. normalize_input: the picture is divided by its own standard deviation.
-    inner_channels: width of the features of the level inside, its channels[0]. cond_width: width of the text
-    features that the core gives, None: no cross-attention here.
+    inner_channels: width of the features of the level inside, its channels[0]. emb_dim: the core's, as its pooled
+    text is added to this level's time embedding; 4 * channels[0] where not given. cond_width: the core's, width of
+    the text features that it gives; None: no cross-attention here.
 
     Everything that joins the level inside starts at zero, so that a new shell changes nothing below it.
     Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
@@ -45,8 +46,6 @@ class UNetShell(UNet):
         attention: int | Sequence[int] = 0,
         strides: Sequence[int | Sequence[int]] | None = None,
         in_channels: int = 3,
-        out_channels: int = 3,
-        emb_dim: int | None = None,
         heads: int = 8,
         norm_groups: int = 32,
         ffn: bool = True,
@@ -56,6 +55,7 @@ class UNetShell(UNet):
         normalize_input: bool = False,
         block: Callable[..., nn.Module] = ResBlock,
         inner_channels: int,
+        emb_dim: int | None = None,
         cond_width: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -66,7 +66,6 @@ class UNetShell(UNet):
             attention=attention,
             strides=strides,
             in_channels=in_channels,
-            out_channels=out_channels,
             emb_dim=emb_dim,
             heads=heads,
             norm_groups=norm_groups,
@@ -110,6 +109,8 @@ class UNetShell(UNet):
         if self.normalize_input:
             z = z / z.std(dim=(1, 2, 3), keepdim=True)
         emb = self.embedding(t, micros)
+        if text is not None and text.pooled is not None:
+            emb = emb + text.pooled
         x, skips = self.go_down(z, emb, carried, text, run or Running())
         return Encoded(x, emb, skips, text, None if self.in_adapter is None else self.in_adapter(x))
 

@@ -95,7 +95,6 @@ class UNet(nn.Module):
         attention: int | Sequence[int],
         strides: Sequence[int | Sequence[int]] | None,
         in_channels: int,
-        out_channels: int,
         emb_dim: int | None,
         heads: int,
         norm_groups: int,
@@ -123,7 +122,7 @@ class UNet(nn.Module):
             raise ValueError(f"expected at least one residual block a stage, got {list(counts)}")
         for width in self.channels:
             check_divides("norm_groups", norm_groups, "channels", width)
-        self.in_channels, self.out_channels = in_channels, out_channels
+        self.in_channels = in_channels
         self.masked_cross_attention = masked_cross_attention
         self.emb_dim = emb_dim = emb_dim or 4 * self.channels[0]
 
@@ -173,7 +172,7 @@ class UNet(nn.Module):
             )
         self.up = nn.ModuleList(reversed(ups))
         self.norm_out = nn.GroupNorm(norm_groups, self.channels[0], **where)
-        self.conv_out = zeroed(nn.Conv2d(self.channels[0], out_channels, 3, padding=1, **where))
+        self.conv_out = zeroed(nn.Conv2d(self.channels[0], in_channels, 3, padding=1, **where))
 
     def go_down(
         self, z: Tensor, emb: Tensor, carried: Tensor | None, text: Text | None, run: Running

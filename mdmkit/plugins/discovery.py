@@ -1,7 +1,7 @@
 """Finding plugins: the built-ins, installed entry points, and modules named on the command line. No torch.
 
-pluggy's own `load_setuptools_entrypoints` is not used: it skips a name that is taken in silence, and one plugin that
-fails to import takes all others with it.
+pluggy's own `load_setuptools_entrypoints` is not used: it skips a name that is taken in silence, and one
+plugin that fails to import takes all others with it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,10 @@ def load_registry(
 ) -> Registry:
     """The components of mdmkit and of every plugin that is installed, switched on, and works.
 
-    A plugin that cannot be used is recorded in `registry.broken` and breaks only the recipes that use it; one of
-    `extra_modules` was asked for by name, so that its failure is WrongInput. `builtins` replaces mdmkit's own.
-    MDMKIT_DISABLE_PLUGINS=a,b leaves plugins out; MDMKIT_PLUGINS=a takes only these (empty: none).
+    A plugin that cannot be used is recorded in `registry.broken` and breaks only the recipes that use it; one
+    of `extra_modules` was asked for by name, so that its failure is WrongInput. `builtins` replaces mdmkit's
+    own components. MDMKIT_DISABLE_PLUGINS=a,b leaves plugins out; MDMKIT_PLUGINS=a takes only these (empty:
+    none).
     """
     loader = Loader()
     builtins = builtins or importlib.import_module("mdmkit.builtin")
@@ -64,7 +65,9 @@ def load_registry(
             owners = [described(name, point).owner for point in points]
             if name == BUILTIN:
                 owners.insert(0, f"mdmkit {version}")
-            loader.refuse(plugin, f"plugin name '{name}' is claimed by {' and by '.join(owners)}; uninstall one")
+            loader.refuse(
+                plugin, f"plugin name '{name}' is claimed by {' and by '.join(owners)}; uninstall one"
+            )
             continue
         try:
             loader.add(plugin, load(points[0]))
@@ -122,7 +125,7 @@ def new_manager() -> pluggy.PluginManager:
 
 
 class Loader:
-    """Collects plugins; each is tried in a manager of its own, so that a broken one leaves no trace in the real one."""
+    """Collects plugins; each is tried in a manager of its own, so that a broken one leaves no trace."""
 
     def __init__(self) -> None:
         self.manager = new_manager()
@@ -145,13 +148,18 @@ class Loader:
 
     def no_taken_prefix(self, plugin: Plugin, offer: Offer) -> None:
         """A module that is not installed chooses its prefix, but not one that is taken."""
-        taken = {entry.component.name.partition(".")[0]: entry.owner for entry in self.entries
-                 if "." in entry.component.name}
+        taken = {
+            entry.component.name.partition(".")[0]: entry.owner
+            for entry in self.entries
+            if "." in entry.component.name
+        }
         for component in offer.components:
             owner = taken.get(component.name.partition(".")[0])
             if owner is not None:
                 self.manager.unregister(name=plugin.name)
-                raise Unusable(f"{component.kind} {component.name!r} is claimed by {plugin.owner} and by {owner}")
+                raise Unusable(
+                    f"{component.kind} {component.name!r} is claimed by {plugin.owner} and by {owner}"
+                )
 
     def refuse(self, plugin: Plugin, error: str) -> None:
         self.plugins.append(attrs.evolve(plugin, error=error))
@@ -182,8 +190,8 @@ def read(plugin: Plugin, module: Any) -> Offer:
         if key in seen:
             first, second = (c.target or c.settings.__qualname__ for c in (seen[key], component))
             raise Unusable(
-                f"{component.kind} '{component.name}@{component.version}' of {plugin.owner} is registered twice, "
-                f"by {first} and by {second}"
+                f"{component.kind} '{component.name}@{component.version}' of {plugin.owner} "
+                f"is registered twice, by {first} and by {second}"
             )
         seen[key] = component
     prefix = plugin.name
@@ -193,10 +201,13 @@ def read(plugin: Plugin, module: Any) -> Offer:
 def check(component: Any, plugin: Plugin) -> None:
     """Unusable where a registration is not in order."""
     if not isinstance(component, Component):
-        raise Unusable(f"mdmkit_components gave {component!r}, expected Component(kind, name, settings, target)")
+        raise Unusable(
+            f"mdmkit_components gave {component!r}, expected Component(kind, name, settings, target)"
+        )
     what = f"{component.kind} {component.name!r}"
     if component.kind not in KINDS:
-        raise Unusable(f"component {component.name!r}: {unknown(f'unknown kind {component.kind!r}', component.kind, KINDS)}")
+        why = unknown(f"unknown kind {component.kind!r}", component.kind, KINDS)
+        raise Unusable(f"component {component.name!r}: {why}")
     if not (isinstance(component.settings, type) and attrs.has(component.settings)):
         raise Unusable(f"{what}: settings must be an attrs class, got {component.settings!r}")
     if type(component.version) is not int or component.version < 1:
@@ -208,7 +219,11 @@ def check(component: Any, plugin: Plugin) -> None:
         return
     if plugin.distribution is None:
         if not (prefix and dot and rest):
-            raise Unusable(f"{what}: the name of a plugin's component needs a prefix, such as my.{component.name}")
+            raise Unusable(
+                f"{what}: the name of a plugin's component needs a prefix, such as my.{component.name}"
+            )
     elif prefix != plugin.name or not rest:
-        raise Unusable(f"{what}: the name must begin with the plugin's entry-point name, as in "
-                       f"{plugin.name}.{component.name.rpartition('.')[2]}")
+        raise Unusable(
+            f"{what}: the name must begin with the plugin's entry-point name, as in "
+            f"{plugin.name}.{component.name.rpartition('.')[2]}"
+        )

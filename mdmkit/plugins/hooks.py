@@ -1,4 +1,7 @@
-"""What a plugin can implement. No hook is called inside a forward pass: what happens there is a component in a slot."""
+"""What a plugin can implement.
+
+No hook is called inside a forward pass: what happens there is a component in a slot.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +25,16 @@ hookspec = pluggy.HookspecMarker("mdmkit")
 @hookspec
 def mdmkit_components() -> Iterable[Component]:  # type: ignore[empty-body]
     """The components of every kind that this plugin offers. Must not import torch."""
-    ...
 
 
 @hookspec
 def mdmkit_recipes() -> Iterable[Path]:  # type: ignore[empty-body]
     """Recipe files, offered as plugin:stem."""
-    ...
 
 
 @hookspec
 def mdmkit_check_recipe(recipe: Recipe) -> Iterable[Problem]:  # type: ignore[empty-body]
-    """What is wrong with a recipe (structured, all defaults filled in) that only this plugin can see. No torch."""
-    ...
+    """What is wrong with a recipe (structured, with its defaults) that only this plugin can see. No torch."""
 
 
 @hookspec

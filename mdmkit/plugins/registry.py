@@ -13,7 +13,7 @@ import pluggy
 
 from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.recipe.options import Use
-from mdmkit.recipe.problems import did_you_mean, unknown
+from mdmkit.recipe.problems import Wrong, did_you_mean, unknown
 
 from .component import Component
 from .kinds import KINDS, Kind
@@ -112,7 +112,7 @@ class Registry:
         ]
 
     def find(self, kind: str, name: str) -> Entry:
-        """The component "name" (its newest version) or "name@version" of a kind; WrongInput says what is known."""
+        """The component "name" (newest version) or "name@version" of a kind; WrongInput otherwise."""
         if kind not in KINDS:
             raise WrongInput(unknown(f"unknown kind {kind!r}", kind, KINDS))
         bare, at, version = name.partition("@")
@@ -136,13 +136,15 @@ class Registry:
                 if plugin.name == prefix:
                     return f"{start}: plugin '{prefix}' ({plugin.owner}) cannot be used: {plugin.error}"
             if prefix in self.switched_off:
-                return f"{start}: plugin '{prefix}' is switched off by MDMKIT_DISABLE_PLUGINS or MDMKIT_PLUGINS"
+                return (
+                    f"{start}: plugin '{prefix}' is switched off by MDMKIT_DISABLE_PLUGINS or MDMKIT_PLUGINS"
+                )
             if all(plugin.name != prefix for plugin in self.plugins):
                 start += f": no plugin '{prefix}' is installed"
         elsewhere = [other for other in KINDS if name in self._entries[other]]
         known = self.names(kind)
         if elsewhere and not did_you_mean(name, known):
-            start += f"; it is a {elsewhere[0]}"
+            start += f"; that name is of kind {elsewhere[0]}"
         return unknown(start, name, known)
 
     def build(self, use: Use, *, kind: str | None = None, **context: Any) -> Any:
@@ -173,12 +175,15 @@ class Registry:
         """
         entry = self.find(kind or use.kind or "", use.pinned)
         settings = self._settings(use, entry)
-        return {field.name: self._argument(field, getattr(settings, field.name)) for field in attrs.fields(type(settings))}
+        return {
+            field.name: self._argument(field, getattr(settings, field.name))
+            for field in attrs.fields(type(settings))
+        }
 
     def _settings(self, use: Use, entry: Entry) -> Any:
         if use.settings is not None:
             return use.settings
-        from mdmkit.recipe.structure import Structurer, Wrong
+        from mdmkit.recipe.structure import Structurer
 
         try:
             return Structurer(self).use(use.pinned, entry.component.kind).settings
@@ -212,7 +217,7 @@ class Registry:
         return found
 
     def check_recipe(self, recipe: Recipe) -> list[tuple[Plugin, Problem | str]]:
-        """What the plugins' own checks find; a text where a check itself fails, which is recorded in `broken` too."""
+        """What the plugins' own checks find; a text where a check itself fails (`broken` has it then)."""
         found: list[tuple[Plugin, Problem | str]] = []
         modules = {name: module for name, module in self.manager.list_name_plugin() if module is not None}
         for plugin in self.plugins:

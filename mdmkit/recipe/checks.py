@@ -1,25 +1,24 @@
 """What no field can see alone: rules across the tables of a recipe. No torch.
 
-Each rule is a function named after what it guards; its parameters are the tables that it reads, and it runs when those
-are in order by themselves, whatever is wrong elsewhere. Rules inside one component are `problems()` of its settings;
-rules between a level's network and its resolution are `level_problems()` of a core's or shell's settings.
+Each rule is a function named after what it guards; its parameters are the tables that it reads, and it runs
+when those are in order by themselves, whatever is wrong elsewhere. Rules inside one component are its
+settings' `problems()`; rules between a level's network and its resolution are the `level_problems()` of a
+core's or shell's settings. Both give pairs of a path inside the table and a message.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
-from packaging.requirements import InvalidRequirement, Requirement
 
 from .options import Use
 from .problems import Path, Problem
-from .schema import Data, Diffusion, Evaluate, Level, Model, Sample, Train
+from .schema import Data, Diffusion, Model, Sample, Train
 
 __all__ = ["cross_problems", "side", "uses"]
 
@@ -51,28 +50,25 @@ def levels_exist(model: Model) -> Iterator[Problem]:
 
 
 def levels_nest(model: Model) -> Iterator[Problem]:
-    """Each level is an integer multiple of the one inside it, along each axis."""
-    for r, (inner, level) in enumerate(itertools.pairwise(model.levels), 1):
-        (ih, iw), (h, w) = side(inner.resolution), side(level.resolution)
-        path = ("model", "levels", r, "resolution")
-        if (h, w) == (ih, iw) or h < ih or w < iw:
-            yield Problem(path, f"levels run from low resolution to high, but {text_of((h, w))} follows "
-                                f"{text_of((ih, iw))} of levels[{r - 1}]")  # fmt: skip
-        elif h % ih or w % iw:
-            yield Problem(path, f"{text_of((h, w))} is no whole multiple of {text_of((ih, iw))} of levels[{r - 1}]")
-
-
-def networks_fit(model: Model) -> Iterator[Problem]:
-    """What a core or shell says about the resolution that it works at and the level inside it."""
-    inner: Level | None = None
+    """Each level is a whole multiple of the one inside it along each axis, and its network fits there."""
+    inner: tuple[int, int] | None = None
     for r, level in enumerate(model.levels):
+        here = side(level.resolution)
+        found = [("resolution", text) for text in misfit(here, inner, r - 1)] if inner else []
         check = getattr(level.network.settings, "level_problems", None)
-        if check is not None:
-            found = check(
-                resolution=side(level.resolution), inner=None if inner is None else side(inner.resolution), index=r
-            )
-            yield from (Problem(path, message).under(("model", "levels", r)) for path, message in found)
-        inner = level
+        if not found and check is not None:
+            found = check(resolution=here, inner=inner, index=r)
+        yield from (Problem(path, message).under(("model", "levels", r)) for path, message in found)
+        inner = here
+
+
+def misfit(here: tuple[int, int], inner: tuple[int, int], index: int) -> Iterator[str]:
+    """Why a resolution cannot stand around the one inside it, that of levels[index]."""
+    what, other = text_of(here), f"{text_of(inner)} of levels[{index}]"
+    if here == inner or here[0] < inner[0] or here[1] < inner[1]:
+        yield f"levels run from low resolution to high, but {what} follows {other}"
+    elif here[0] % inner[0] or here[1] % inner[1]:
+        yield f"{what} is no whole multiple of {other}"
 
 
 def level_weights_match(model: Model, diffusion: Diffusion) -> Iterator[Problem]:
@@ -88,9 +84,12 @@ def steps_stand_once(train: Train, growth: Use) -> Iterator[Problem]:
         inside = [i for i, stage in enumerate(stages) if getattr(stage, name, None) is not None]
         if getattr(train, name) is None:
             if not stages:
-                yield Problem(("train", name), f"missing; expected int, here or in the stages of [growth]")
+                yield Problem(("train", name), "missing; expected int, here or in the stages of [growth]")
             yield from (
-                Problem(("growth", "stages", i, name), f"missing; expected int, as train.{name} is not given either")
+                Problem(
+                    ("growth", "stages", i, name),
+                    f"missing; expected int, as train.{name} is not given either",
+                )
                 for i in range(len(stages))
                 if i not in inside
             )
@@ -108,6 +107,19 @@ def prompts_need_text(sample: Sample, text: Use | None) -> Iterator[Problem]:
         yield Problem("sample.prompts", "prompts need a text encoder; add a [text] table")
 
 
+def core_and_text_agree(model: Model, text: Use | None) -> Iterator[Problem]:
+    """The core is built for features of the width that the text encoder's settings say."""
+    if text is not None and not isinstance(getattr(text.settings, "width", None), int):
+        yield Problem(
+            "text", f"text_encoder {text.name!r} has no setting 'width', which the core is built for"
+        )
+    if text is None and model.levels:
+        core = model.levels[0].network.settings
+        for name in ("cond_width", "text_layers"):
+            if getattr(core, name, None):
+                yield Problem(("model", "levels", 0, name), "needs a text encoder; add a [text] table")
+
+
 def guidance_needs_dropout(sample: Sample, train: Train, text: Use | None) -> Iterator[Problem]:
     """Classifier-free guidance subtracts an unconditional prediction, which only caption dropout trains."""
     for i, use in enumerate(sample.guidance):
@@ -115,11 +127,17 @@ def guidance_needs_dropout(sample: Sample, train: Train, text: Use | None) -> It
             yield Problem(("sample", "guidance", i), "'cfg' needs a text encoder; add a [text] table")
         elif use.name == "cfg" and train.caption_dropout == 0:
             yield Problem(
-                ("sample", "guidance", i), "'cfg' needs unconditional training; set train.caption_dropout, e.g. 0.1"
+                ("sample", "guidance", i),
+                "'cfg' needs unconditional training; set train.caption_dropout, e.g. 0.1",
             )
 
 
 def requirements_hold(requires: tuple[str, ...]) -> Iterator[Problem]:
+    """Every package that the recipe requires is installed in a version that it allows."""
+    if not requires:
+        return
+    from packaging.requirements import InvalidRequirement, Requirement
+
     for i, text in enumerate(requires):
         path = ("requires", i)
         try:
@@ -148,11 +166,11 @@ def shells_are_allowed(data: Data, allow_pipe: bool) -> Iterator[Problem]:
 RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     levels_exist,
     levels_nest,
-    networks_fit,
     level_weights_match,
     steps_stand_once,
     micro_batches_divide,
     prompts_need_text,
+    core_and_text_agree,
     guidance_needs_dropout,
     requirements_hold,
     shells_are_allowed,

@@ -8,7 +8,8 @@ import attrs
 import tomli_w
 
 from .options import Use
-from .structure import NONE, Structurer, Wrong, fields, kind_of
+from .problems import Wrong
+from .structure import NONE, Structurer, fields, kind_of
 
 if TYPE_CHECKING:
     from mdmkit.plugins.registry import Registry
@@ -29,16 +30,28 @@ def write(values: dict[str, Any]) -> str:
     """A table as TOML, with each list that fits on one line (tomli-w gives every entry a line of its own)."""
     lines: list[str] = []
     waiting: list[str] = []
-    for line in tomli_w.dumps(values).splitlines():
+    for line in tomli_w.dumps(values).split("\n"):
         if not waiting and not line.endswith(" = ["):
             lines.append(line)
             continue
         waiting.append(line)
         if line == "]":
-            short = "".join(part.strip().replace("],", "], ") if part.strip() in "]," else part.strip() + " " for part in waiting)
+            short = on_one_line(waiting)
             lines += [short] if len(short) <= WIDTH else waiting
             waiting = []
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def on_one_line(lines: list[str]) -> str:
+    """The lines of a list, joined: [1, [2, 3]]."""
+    text = ""
+    for line in map(str.strip, lines):
+        if line[0] == "]":
+            text = text.removesuffix(" ").removesuffix(
+                ","
+            )  # TOML allows a comma at the end, people leave it out
+        text += line + (" " if line[-1] == "," else "")
+    return text
 
 
 def table(settings: Any) -> dict[str, Any]:
@@ -72,7 +85,7 @@ def plain(value: Any) -> Any:
 
 
 def table_of_differences(recipe: Recipe, registry: Registry) -> dict[str, Any]:
-    """The shortest table that structures into this recipe: defaults are left out, newest versions not pinned."""
+    """The shortest table that structures into this recipe: no defaults, newest versions not pinned."""
     return Differences(registry).of(recipe)
 
 
@@ -101,7 +114,9 @@ class Differences:
             return written["use"] if set(written) == {"use"} else written
         if isinstance(value, tuple):
             return [
-                self.of(item, i) if attrs.has(type(item)) and not isinstance(item, Use) else self.short(item, None)
+                self.of(item, i)
+                if attrs.has(type(item)) and not isinstance(item, Use)
+                else self.short(item, None)
                 for i, item in enumerate(value)
             ]
         if attrs.has(type(value)):

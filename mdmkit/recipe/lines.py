@@ -77,7 +77,7 @@ class Scanner:
             self.at += 1
 
     def note(self, path: Path, keys: list[str]) -> Path:
-        """Go down the keys from `path`, into the last table of each array of tables, noting each step's line."""
+        """Go down the keys from `path`, into the last table of an array of tables; note each step's line."""
         for key in keys:
             path = (*path, key)
             self.lines.setdefault(path, self.here())

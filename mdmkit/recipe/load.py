@@ -1,4 +1,4 @@
-"""Reading a recipe: a file or a text, overrides, a registry; out comes a `Recipe` or every problem. No torch."""
+"""Reading a recipe: from a file, overrides and a registry to a `Recipe` or every problem. No torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import tomli
 
-from mdmkit.errors import MdmkitError, WrongInput
+from mdmkit.errors import WrongInput
 
 from .checks import cross_problems, uses
 from .lines import scan
 from .overrides import Override, apply, parse_override
-from .problems import Located, Path, Problem, RecipeError, unknown
+from .problems import Located, Path, Problem, RecipeError, Wrong, unknown
 from .schema import Recipe
-from .structure import Structurer, Wrong
+from .structure import Structurer
 
 if TYPE_CHECKING:
     from mdmkit.plugins.registry import Registry
@@ -42,9 +42,9 @@ class Document:
             if problem.path[: len(override.path)] == override.path:
                 return Located(self.source, None, problem, override.text)
         line = self.line(problem.path)
-        if line is None and len(problem.path) > 1:  # a table that only an override made
-            parent = problem.path[:-1]
-            made = [override.text for override in self.overrides if override.path[: len(parent)] == parent]
+        if line is None:  # a table that only an override made
+            around = problem.path[:-1] or problem.path
+            made = [override.text for override in self.overrides if override.path[: len(around)] == around]
             return Located(self.source, None, problem, made[-1] if made else None)
         return Located(self.source, line, problem)
 
@@ -54,11 +54,15 @@ class Document:
 
 
 def load(
-    source: str | FilePath, sets: Iterable[str] = (), registry: Registry | None = None, *, allow_pipe: bool = False
+    source: str | FilePath,
+    sets: Iterable[str] = (),
+    registry: Registry | None = None,
+    *,
+    allow_pipe: bool = False,
 ) -> Recipe:
     """The recipe of a file or of "plugin:name", with `--set` overrides, every default and version filled in.
 
-    Raises RecipeError (all problems, each with file, line and path), or WrongInput where there is no such file.
+    Raises RecipeError (all problems, each with file, line and path), or WrongInput where there is no file.
     """
     registry = registry or default_registry()
     return structure(read(source, sets, registry), registry, allow_pipe=allow_pipe)
@@ -103,7 +107,7 @@ def read(source: str | FilePath, sets: Iterable[str] = (), registry: Registry | 
     """The document of a recipe file, overrides applied, not yet validated."""
     path = find(source, registry or default_registry())
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise WrongInput(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
@@ -116,17 +120,21 @@ def parse(text: str, sets: Iterable[str] = (), *, name: str = "recipe.toml") -> 
     overrides = tuple(parse_override(item) for item in sets)
     try:
         values = tomli.loads(text)
+        lines = scan(text)
     except RecursionError:
-        raise RecipeError([Located(name, None, Problem((), "nested too deeply"))]) from None
+        raise RecipeError([Located(name, None, Problem((), "not TOML: nested too deeply"))]) from None
     except ValueError as error:  # TOMLDecodeError, and an int of more digits than Python reads
-        match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error), re.DOTALL)
+        match = re.fullmatch(
+            r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error), re.DOTALL
+        )
         message, line, column = match.groups() if match else (str(error), None, None)
         count = text.count("\n") + (not text.endswith("\n"))
         end = f" (column {column})" if column else " (end of file)" if match else ""
         message = message[:1].lower() + message[1:] + end
-        located = Located(name, int(line) if line else count if match else None, Problem((), f"not TOML: {message}"))
+        located = Located(
+            name, int(line) if line else count if match else None, Problem((), f"not TOML: {message}")
+        )
         raise RecipeError([located]) from None
-    lines = scan(text)
     return Document(name, text, apply(values, overrides), lines, overrides)
 
 
@@ -150,7 +158,7 @@ def structure(document: Document, registry: Registry, *, allow_pipe: bool = Fals
 
 def in_order(located: Iterable[Located]) -> Sequence[Located]:
     """Sorted by line, what has no line first; each once."""
-    return sorted(dict.fromkeys(located), key=lambda item: (item.line or 0))
+    return sorted(dict.fromkeys(located), key=lambda item: item.line or 0)
 
 
 def plugin_problems(recipe: Recipe, registry: Registry) -> Iterable[Problem]:

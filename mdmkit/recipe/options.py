@@ -13,9 +13,9 @@ REQUIRED: Any = attrs.NOTHING
 
 @attrs.frozen
 class Use:
-    """A component picked for a slot: its name, pinned version and settings (None: not resolved yet, all defaults).
+    """A component picked for a slot: its name, pinned version and settings (None: all defaults).
 
-    `kind` is the slot's; a recipe written in Python may leave it and the version out, `resolve` fills them in.
+    `kind` is the slot's; a recipe written in Python may leave it and the version out, `resolve` fills them.
     """
 
     name: str
@@ -39,7 +39,7 @@ def opt(
     le: float | None = None,
     choices: tuple[Any, ...] | None = None,
 ) -> Any:
-    """A field of a settings class; bounds and choices hold for each element where the field is a tuple or a table.
+    """A field of a settings class; bounds and choices hold for each element of a tuple or table.
 
     In TOML an absent key is the default, and the string "none" is None where the annotation allows None.
     """
@@ -51,9 +51,9 @@ def opt(
 def slot(kind: str | tuple[str, str], default: Any = REQUIRED, help: str = "", *, flat: bool = False) -> Any:
     """A field that picks a component of `kind` (annotate it `Use`, `Use | None` or `tuple[Use, ...]`).
 
-    A default may be a name ("cosine"), None, or a tuple of names. `flat`: the component's `use` and settings stand in
-    the same TOML table as the other fields of the class. A pair of kinds is for a class that stands in a list: the
-    first table of the list picks the first kind, every later one the second.
+    A default may be a name ("cosine"), None, or a tuple of names. `flat`: the component's `use` and settings
+    stand in the same TOML table as the other fields of the class. A pair of kinds is for a class that stands
+    in a list: the first table of the list picks the first kind, every later one the second.
     """
     single = kind if isinstance(kind, str) else None
     if isinstance(default, str):

@@ -44,7 +44,7 @@ def parse_override(text: str) -> Override:
 
 
 def apply(document: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
-    """A copy of the document with each override written into it, in order; WrongInput where a path leads nowhere."""
+    """A copy of the document with the overrides written into it; WrongInput where a path leads nowhere."""
     for override in overrides:
         document = put(document, override.path, (), override)
     return document
@@ -67,5 +67,9 @@ def put(holder: Any, rest: Sequence[str | int], done: Path, override: Override) 
         holder = {"use": holder}  # a bare string is short for this, and a string has no keys
     if not isinstance(holder, dict):
         raise WrongInput(f"--set {override.text}: {format_path(done)} is not a table in this recipe")
-    return {**holder, step: put(holder.get(step, [] if rest and isinstance(rest[0], int) else {}), rest,
-                                (*done, step), override)}
+    return {
+        **holder,
+        step: put(
+            holder.get(step, [] if rest and isinstance(rest[0], int) else {}), rest, (*done, step), override
+        ),
+    }

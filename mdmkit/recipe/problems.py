@@ -12,7 +12,7 @@ import attrs
 
 from mdmkit.errors import WrongInput
 
-__all__ = ["Path", "Problem", "RecipeError", "did_you_mean", "format_path", "parse_path", "unknown"]
+__all__ = ["Path", "Problem", "RecipeError", "Wrong", "did_you_mean", "format_path", "parse_path", "unknown"]
 
 Path = tuple[str | int, ...]
 
@@ -73,6 +73,18 @@ class Problem:
     def under(self, parent: Path) -> Problem:
         """The same problem, seen from the table that `parent` leads to."""
         return attrs.evolve(self, path=parent + self.path)
+
+
+class Wrong(Exception):
+    """Problems found while structuring, with paths relative to the value that was being structured."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__(self.problems)
+
+
+def wrong(message: str, *path: str | int) -> Wrong:
+    return Wrong([Problem(path, message)])
 
 
 class Located(NamedTuple):

@@ -94,6 +94,7 @@ def train(
     on_log: Callable[[int, dict[str, Any]], None] = lambda step, metrics: None,
     on_step: Callable[[int, dict[str, Tensor]], None] = lambda step, metrics: None,
     on_event: Callable[[int, str, dict[str, Any]], None] = lambda step, event, facts: None,
+    before_checkpoint: Callable[[], None] = lambda: None,
     on_checkpoint: Callable[[int, Path], None] = lambda step, path: None,
     on_sample: Callable[[int, EMA], None] | None = None,
     sample_every: int | None = None,
@@ -144,6 +145,7 @@ def train(
             tensors = {
                 "model": parameters, "ema": ema.averages, "optimizer": named_state(parts.optimizer, parameters.items()),
             }
+            before_checkpoint()  # the log reaches the disk first: it never ends before a visible checkpoint
             path = save(run_dir / "checkpoints", step, tensors, facts, texts, keep=plan.keep)
             on_checkpoint(step, path)
         world.barrier()
@@ -157,7 +159,7 @@ def train(
             if batch.skipped:
                 skipped += len(batch.skipped)
                 for key, cause in batch.skipped:
-                    on_event(step, "skipped_sample", {"key": key, "cause": cause})
+                    on_event(step + 1, "skipped_sample", {"key": key, "cause": cause})
             factor = parts.lr_schedule.factor(step)
             for group in parts.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
@@ -180,10 +182,10 @@ def train(
             bad, stop = world.any(~finite, asked_to_stop(), device=device)
             if bad:
                 bad_steps, bad_in_row = bad_steps + 1, bad_in_row + 1
-                on_event(step, "bad_step", {"loss": losses.tolist(), "grad_norm": float(norm), "in_row": bad_in_row})
+                on_event(step + 1, "bad_step", {"loss": losses.tolist(), "grad_norm": float(norm), "in_row": bad_in_row})
                 if bad_in_row >= plan.max_bad_steps:
                     raise MdmkitError(
-                        f"{bad_in_row} steps in a row had a loss or gradient that is not finite (the last is step {step}); "
+                        f"{bad_in_row} steps in a row had a loss or gradient that is not finite (the last is step {step + 1}); "
                         "lower train.optimizer.lr or train.clip, or start from an earlier checkpoint"
                     )
             else:
@@ -239,7 +241,7 @@ def forward(
         else:
             text["cond"], text["cond_mask"] = parts.text(captions)
     with autocast(plan.precision, device):
-        return objective(x, eps, t, micros=micro_conditions(batch, device), **text)
+        return objective(x, eps, t, micros=micro_conditions(parts.nest, batch, device), **text)
 
 
 def packed_features(
@@ -264,9 +266,17 @@ def packed_features(
     return cond, mask
 
 
-def micro_conditions(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """What a level may be told of a picture: `scale`, the smaller side in pixels of the original."""
-    return {"scale": batch.sizes.min(1).values.to(device).float()}
+def micro_conditions(nest: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """What the levels want to know of a picture: `scale` (smaller side), `height`, `width` of the original, pixels.
+
+    Raises:
+        MdmkitError: a level wants something else.
+    """
+    wanted = {key for level in nest.levels for key in level.embedding.defaults}  # type: ignore[union-attr]
+    known = {"scale": batch.sizes.min(1).values, "height": batch.sizes[:, 0], "width": batch.sizes[:, 1]}
+    if unknown := sorted(wanted - known.keys()):
+        raise MdmkitError(f"micro_conditioning: training knows no {unknown[0]!r} of a picture (known: {', '.join(known)})")
+    return {key: known[key].to(device).float() for key in sorted(wanted)}
 
 
 def restore(

@@ -34,14 +34,16 @@ def pyramid_loss(
     """
     losses = []
     for level, (said, clean, noise) in enumerate(zip(prediction, x, eps, strict=True)):
-        times = t[: len(clean)]
-        alpha, sigma = (value.to(clean.dtype) for value in diffusion.alpha_sigma(times, level, dims=clean.ndim))
+        alpha, sigma = diffusion.alpha_sigma(t, level, like=clean)
         z = alpha * clean + sigma * noise
         said = convert(said.to(clean.dtype), z, alpha, sigma, source=diffusion.prediction, target=loss_space)
         wanted = from_x0_eps(clean, noise, alpha, sigma, loss_space)
         rows = pixel_loss(said, wanted).flatten(1).mean(1)
-        weight = weight_in(weighting, diffusion.logsnr(times, level), *diffusion.alpha_sigma(times, level), loss_space)
-        losses.append((weight.to(rows.dtype) * rows).mean())
+        times = t[: len(clean)]
+        weight = weight_in(
+            weighting, diffusion.logsnr(times, level), *diffusion.alpha_sigma(times, level), loss_space
+        )
+        losses.append((weight.to(rows) * rows).mean())
     return torch.stack(losses)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mdmkit.errors import MdmkitError
 
-__all__ = ["Checkpoint", "checkpoints", "latest", "load", "save"]
+__all__ = ["Checkpoint", "checkpoints", "damaged", "latest", "load", "save"]
 
 FACTS = "state.json"
 
@@ -101,6 +101,11 @@ def damage(path: Path) -> str | None:
     except (OSError, ValueError, KeyError) as error:
         return f"{FACTS} cannot be read ({error})"
     return f"{', '.join(wrong)} missing or cut short" if wrong else None
+
+
+def damaged(folder: Path) -> list[tuple[Path, str]]:
+    """The checkpoints that are not whole, and why."""
+    return [(path, why) for path in checkpoints(folder) if (why := damage(path)) is not None]
 
 
 def latest(folder: Path) -> Path | None:

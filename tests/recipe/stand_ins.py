@@ -1,4 +1,4 @@
-"""Components of every kind, in place of mdmkit's own: the recipe layer is tested whatever the built-ins are."""
+"""Components of every kind, in place of mdmkit's own: recipes are tested whatever the built-ins are."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ class Core:
     blocks: int | tuple[int, ...] = opt(1, "residual blocks a stage", ge=0)
     strides: tuple[int | tuple[int, ...], ...] | None = opt(None, "between the stages", ge=1)
     block: Use = slot("block", "resnet", "the residual block")
+    cond_width: int | None = opt(None, "width of the text inside", ge=1)
 
     def problems(self):
         blocks = self.blocks
@@ -70,9 +71,12 @@ class Core:
             yield "resolution", f"{resolution[0]} cannot be halved {len(self.channels) - 1} times"
         if inner is not None and resolution[0] != inner[0] * factor:
             stages = len(self.channels)
-            yield "resolution", (
-                f"{stages} stages take {resolution[0]} down to {resolution[0] // factor}, "
-                f"but levels[{index - 1}] works at {inner[0]}"
+            yield (
+                "resolution",
+                (
+                    f"{stages} stages take {resolution[0]} down to {resolution[0] // factor}, "
+                    f"but levels[{index - 1}] works at {inner[0]}"
+                ),
             )
 
 
@@ -179,6 +183,7 @@ COMPONENTS = [
     Component("core", "absent", Plain, "no_such_module:Core"),
     Component("shell", "unet", Shell, f"{HERE}:built"),
     Component("text_encoder", "bytes", Width, f"{HERE}:built"),
+    Component("text_encoder", "bare", Plain, f"{HERE}:built"),
     Component("text_encoder", "t5", T5, f"{HERE}:built"),
     Component("resolution_sampler", "all", Plain, f"{HERE}:built"),
     Component("growth", "none", Plain, f"{HERE}:built"),

@@ -1,0 +1,93 @@
+"""The diffusion process over a pyramid: schedules of levels, the prediction space, noise levels as values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from mdmkit.pyramid import Pyramid
+from mdmkit.schedules import NoiseSchedule
+from mdmkit.targets import SPACES
+
+__all__ = ["Diffusion", "NoiseLevel"]
+
+
+@attrs.frozen
+class NoiseLevel:
+    """Signal and noise scale of every level, low to high, at one time `t`."""
+
+    t: float
+    alpha: tuple[float, ...]
+    sigma: tuple[float, ...]
+
+    @property
+    def logsnr(self) -> tuple[float, ...]:
+        """ln(alpha^2 / sigma^2) of every level; infinite where one of them is 0."""
+        return tuple(
+            2 * (log(alpha) - log(sigma)) for alpha, sigma in zip(self.alpha, self.sigma, strict=True)
+        )
+
+
+@attrs.frozen
+class Diffusion:
+    """`z_r(t) = alpha_r(t) x_r + sigma_r(t) eps_r` at every level r, noise independent per level.
+
+    `schedules`: one a level, low to high (`mdmkit.schedules.shift_levels`). `prediction`: the space of the
+    network's output, one of x0, eps, v, flow. *Matryoshka Diffusion Models*, arXiv 2310.15111, section 3.1.
+    """
+
+    schedules: tuple[NoiseSchedule, ...] = attrs.field(converter=tuple)
+    prediction: str = "v"
+
+    def __attrs_post_init__(self) -> None:
+        if not self.schedules:
+            raise ValueError("expected one schedule a level, got none")
+        if self.prediction not in SPACES:
+            raise ValueError(f"unknown prediction {self.prediction!r}; expected one of {', '.join(SPACES)}")
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are."""
+        return len(self.schedules)
+
+    def at(self, t: float) -> NoiseLevel:
+        """The noise level at time `t` in [0, 1], computed in float64."""
+        time = torch.tensor(t, dtype=torch.float64)
+        scales = [schedule.alpha_sigma(time) for schedule in self.schedules]
+        return NoiseLevel(
+            t=float(t),
+            alpha=tuple(alpha.item() for alpha, _ in scales),
+            sigma=tuple(sigma.item() for _, sigma in scales),
+        )
+
+    def logsnr(self, t: Tensor, level: int) -> Tensor:
+        """logsnr of one level at times `t`, of t's shape and dtype; finite."""
+        return self.schedules[level].logsnr(t)
+
+    def alpha_sigma(self, t: Tensor, level: int, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Signal and noise scale of one level at times `t (B,)`.
+
+        With `like` (rows, C, ...) they are those of the first `len(like)` rows, shaped to broadcast against
+        it, in its dtype and on its device; without, they are like `t`.
+        """
+        if like is None:
+            return self.schedules[level].alpha_sigma(t)
+        alpha, sigma = self.schedules[level].alpha_sigma(t[: len(like)])
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        return alpha.view(shape).to(like), sigma.view(shape).to(like)
+
+    def noisy(self, x0: Sequence[Tensor], eps: Sequence[Tensor], t: Tensor) -> Pyramid:
+        """The noisy pyramid of `x0` at times `t (B,)`; level r has the first `len(x0[r])` rows of the batch."""
+        noisy = []
+        for level, (clean, noise) in enumerate(zip(x0, eps, strict=True)):
+            alpha, sigma = self.alpha_sigma(t, level, like=clean)
+            noisy.append(alpha * clean + sigma * noise)
+        return tuple(noisy)
+
+
+def log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf

@@ -1,0 +1,126 @@
+"""A network as a denoiser: from a noisy pyramid and its noise level to x0 and eps at every level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.pyramid import Pyramid
+from mdmkit.targets import to_eps, to_x0
+
+__all__ = ["Denoise", "Denoised", "Denoiser", "PairedDenoise"]
+
+
+class Denoised(NamedTuple):
+    """What a denoiser says about a noisy pyramid: picture, and noise to go on with, at every level."""
+
+    x0: Pyramid
+    eps: Pyramid
+
+
+class Denoise(Protocol):
+    """A denoiser: a noisy pyramid (the innermost `len(z)` levels) and its noise level in, x0 and eps out."""
+
+    def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised: ...
+
+
+class PairedDenoise(Denoise, Protocol):
+    """A denoiser that also knows the unconditional answer."""
+
+    def both(self, z: Sequence[Tensor], at: NoiseLevel) -> tuple[Denoised, Denoised]:
+        """The conditional and the unconditional answer."""
+        ...
+
+
+class Denoiser:
+    """A nest and its conditioning as a denoiser.
+
+    `nest(z, t, cond, cond_mask, micros)` predicts in `diffusion.prediction` (`mdmkit.nn.NestedUNet`).
+    `cond (B, L, D)`, `cond_mask (B, L)`: the text of the B pictures; `uncond`, `uncond_mask`: of the empty
+    text, B rows or one for all, any length; `micros`: values of shape (B,) by name. Predictions are turned
+    into x0 and eps in the dtype of `z`, whatever precision the network ran in.
+    """
+
+    def __init__(
+        self,
+        nest: Callable[..., Sequence[Tensor]],
+        diffusion: Diffusion,
+        *,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        uncond: Tensor | None = None,
+        uncond_mask: Tensor | None = None,
+        micros: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.nest = nest
+        self.diffusion = diffusion
+        self.cond, self.cond_mask = cond, cond_mask
+        self.uncond, self.uncond_mask = uncond, uncond_mask
+        self.micros = micros
+
+    def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+        """The conditional answer."""
+        t = torch.full((len(z[0]),), at.t, device=z[0].device)
+        predictions = self.nest(tuple(z), t, cond=self.cond, cond_mask=self.cond_mask, micros=self.micros)
+        return self.denoised(z, predictions, at)
+
+    def both(self, z: Sequence[Tensor], at: NoiseLevel) -> tuple[Denoised, Denoised]:
+        """The conditional and the unconditional answer, from one batch of both (conditional rows first).
+
+        Raises ValueError where the denoiser has no `uncond`.
+        """
+        if self.cond is None or self.uncond is None:
+            raise ValueError(
+                "guidance needs both a condition and its absence: give the denoiser cond and uncond"
+            )
+        rows = len(z[0])
+        cond, cond_mask = stack_texts(
+            (self.cond, self.cond_mask), expand_rows(self.uncond, self.uncond_mask, rows=rows)
+        )
+        twice = tuple(torch.cat([level, level]) for level in z)
+        t = torch.full((2 * rows,), at.t, device=z[0].device)
+        micros = self.micros and {key: torch.cat([value, value]) for key, value in self.micros.items()}
+        predictions = self.nest(twice, t, cond=cond, cond_mask=cond_mask, micros=micros)
+        return (
+            self.denoised(z, [prediction[:rows] for prediction in predictions], at),
+            self.denoised(z, [prediction[rows:] for prediction in predictions], at),
+        )
+
+    def denoised(self, z: Sequence[Tensor], predictions: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+        """x0 and eps of predictions at `z`."""
+        space = self.diffusion.prediction
+        levels = [
+            (prediction.to(noisy.dtype), noisy, at.alpha[level], at.sigma[level], space)
+            for level, (prediction, noisy) in enumerate(zip(predictions, z, strict=True))
+        ]
+        return Denoised(
+            x0=tuple(to_x0(*args) for args in levels), eps=tuple(to_eps(*args) for args in levels)
+        )
+
+
+def expand_rows(text: Tensor, mask: Tensor | None, *, rows: int) -> tuple[Tensor, Tensor | None]:
+    """One row's text for all rows."""
+    if len(text) == rows:
+        return text, mask
+    return text.expand(rows, -1, -1), None if mask is None else mask.expand(rows, -1)
+
+
+def stack_texts(*texts: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Texts of different lengths as one batch: shorter ones are padded, and masked there."""
+    length = max(features.shape[1] for features, _ in texts)
+    ragged = any(features.shape[1] != length for features, _ in texts)
+    padded = torch.cat([F.pad(features, (0, 0, 0, length - features.shape[1])) for features, _ in texts])
+    if not ragged and all(mask is None for _, mask in texts):
+        return padded, None
+    masks = [
+        torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        if mask is None
+        else mask.bool()
+        for features, mask in texts
+    ]
+    return padded, torch.cat([F.pad(mask, (0, length - mask.shape[1])) for mask in masks])

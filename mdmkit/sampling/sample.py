@@ -1,0 +1,89 @@
+"""Drawing pyramids: noise by seed, a spacing, a denoiser, a rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.pyramid import Pyramid
+from mdmkit.streams import normal
+
+from .denoise import Denoise, Denoised
+from .rules import Rule, ddim
+from .spacing import Spacing, uniform_t
+from .threshold import Threshold, clip, thresholded
+
+__all__ = ["Callback", "sample_pyramid"]
+
+Callback = Callable[[int, NoiseLevel, Denoised], None]
+
+
+@torch.no_grad()
+def sample_pyramid(
+    denoise: Denoise,
+    diffusion: Diffusion,
+    shapes: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    *,
+    rule: Rule = ddim,
+    steps: int = 50,
+    spacing: Spacing = uniform_t,
+    threshold: Threshold = clip,
+    levels: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    noise_device: torch.device | str | None = None,
+    callback: Callback | None = None,
+) -> Pyramid:
+    """Pictures of `seeds`, one a seed, at every level, low to high: `(len(seeds), *shapes[r])`.
+
+    `denoise`: a `Denoiser`, guided or not (`CFG(scale).wrap(denoiser)`). `shapes`: (C, H, W) or (C, F, H, W)
+    a level, low to high. `levels`: draw the innermost levels only, at their cost. All noise of a picture is a
+    function of its seed, the step and the level, so that a picture depends neither on its batch nor on the
+    levels around. `noise_device`: where noise is drawn, `device` if not given; "cpu" gives the same noise on
+    every device. `callback(evaluation, at, denoised)` sees every intermediate prediction, guided and
+    thresholded. Raises ValueError where levels do not fit or a spacing does not fall to 0.
+    """
+    levels = len(shapes) if levels is None else levels
+    if not 1 <= levels <= min(len(shapes), diffusion.levels):
+        have = min(len(shapes), diffusion.levels)
+        raise ValueError(f"expected 1 to {have} levels, got {levels}")
+    times = spacing(steps, diffusion)
+    if times[-1] != 0 or times[0] > 1 or any(now <= after for now, after in pairwise(times)):
+        raise ValueError(f"expected times that fall from at most 1 to 0, got {times}")
+    path = [diffusion.at(t) for t in times]
+
+    def draw(step: int, level: int) -> Tensor:
+        source = device if noise_device is None else noise_device
+        rows = [
+            normal(tuple(shapes[level]), int(seed), step, level, "sample", device=source, dtype=dtype)
+            for seed in seeds
+        ]
+        return torch.stack(rows).to(device)
+
+    # data of unit variance at each level; 1 for variance-preserving schedules wherever the path starts
+    start = [math.hypot(path[0].alpha[level], path[0].sigma[level]) for level in range(levels)]
+    z = tuple(start[level] * draw(0, level) for level in range(levels))
+    observed = observe(thresholded(denoise, threshold), callback)
+    return rule(observed, z, path, lambda step, level: draw(step + 1, level))
+
+
+def observe(denoise: Denoise, callback: Callback | None) -> Denoise:
+    """The same denoiser, with every answer shown to `callback`."""
+    if callback is None:
+        return denoise
+    evaluations = 0
+
+    def denoise_and_show(z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+        nonlocal evaluations
+        answer = denoise(z, at)
+        callback(evaluations, at, answer)
+        evaluations += 1
+        return answer
+
+    return denoise_and_show

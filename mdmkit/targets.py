@@ -1,0 +1,105 @@
+"""The four prediction spaces, x0, eps, v and flow: conversions, training targets, pixel-wise losses.
+
+With `z = alpha x0 + sigma eps`:
+
+    v    = alpha eps - sigma x0       *Progressive Distillation*, arXiv 2202.00512, appendix D
+    flow = eps - x0                   *Rectified Flow*, arXiv 2209.03003, eq. 1, with t running from data to
+    noise
+
+and the inverses below hold for any alpha and sigma, not only where alpha^2 + sigma^2 = 1. `alpha` and `sigma`
+are floats or tensors that broadcast against `z`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["SPACES", "PixelLoss", "convert", "from_x0_eps", "mse", "to_eps", "to_x0"]
+
+SPACES = ("x0", "eps", "v", "flow")
+
+Scale = Tensor | float
+
+
+def to_x0(pred: Tensor, z: Tensor, alpha: Scale, sigma: Scale, space: str) -> Tensor:
+    """x0 of a prediction in `space` at `z`.
+
+    From eps it is not determined where alpha is 0: 0, the middle of the range, stands in for it there.
+    Raises ValueError for an unknown space.
+    """
+    match space:
+        case "x0":
+            return pred
+        case "eps":
+            return divide(z - sigma * pred, alpha)
+        case "v":
+            return (alpha * z - sigma * pred) / (alpha**2 + sigma**2)
+        case "flow":
+            return (z - sigma * pred) / (alpha + sigma)
+    raise unknown(space)
+
+
+def to_eps(pred: Tensor, z: Tensor, alpha: Scale, sigma: Scale, space: str) -> Tensor:
+    """eps of a prediction in `space` at `z`.
+
+    From x0 it is not determined where sigma is 0: 0 stands in for it there. Raises ValueError for an unknown
+    space.
+    """
+    match space:
+        case "x0":
+            return divide(z - alpha * pred, sigma)
+        case "eps":
+            return pred
+        case "v":
+            return (sigma * z + alpha * pred) / (alpha**2 + sigma**2)
+        case "flow":
+            return (z + alpha * pred) / (alpha + sigma)
+    raise unknown(space)
+
+
+def from_x0_eps(x0: Tensor, eps: Tensor, alpha: Scale, sigma: Scale, space: str) -> Tensor:
+    """The target in `space` of a picture and its noise. Raises ValueError for an unknown space."""
+    match space:
+        case "x0":
+            return x0
+        case "eps":
+            return eps
+        case "v":
+            return alpha * eps - sigma * x0
+        case "flow":
+            return eps - x0
+    raise unknown(space)
+
+
+def convert(pred: Tensor, z: Tensor, alpha: Scale, sigma: Scale, source: str, target: str) -> Tensor:
+    """A prediction in space `source` at `z`, in space `target`; the same tensor where they are one."""
+    if source == target and source in SPACES:
+        return pred
+    x0, eps = to_x0(pred, z, alpha, sigma, source), to_eps(pred, z, alpha, sigma, source)
+    return from_x0_eps(x0, eps, alpha, sigma, target)
+
+
+class PixelLoss(Protocol):
+    """The distance of prediction and target, pixel by pixel: same shape out as in."""
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
+
+
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared difference, pixel by pixel."""
+    return (prediction - target) ** 2
+
+
+def divide(numerator: Tensor, scale: Scale) -> Tensor:
+    """`numerator / scale`, 0 where the scale is exactly 0, with finite gradients there."""
+    if not isinstance(scale, Tensor):
+        return numerator / scale if scale else torch.zeros_like(numerator)
+    zero = scale == 0
+    return torch.where(zero, torch.zeros_like(numerator), numerator / torch.where(zero, 1.0, scale))
+
+
+def unknown(space: str) -> ValueError:
+    return ValueError(f"unknown prediction space {space!r}; expected one of {', '.join(SPACES)}")
