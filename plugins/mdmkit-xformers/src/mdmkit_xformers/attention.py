@@ -122,10 +122,9 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _kernel_reasons(error: Exception) -> str:
     """xformers' own reasons in one line: "`op` is not supported because:" is followed by them, indented."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    named = [line for line in lines if line]
-    start = next((i for i, line in enumerate(named) if line.endswith("not supported because:")), 0)
-    return ", ".join(named[start : start + 12])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    start = next((i for i, line in enumerate(lines) if line.endswith("not supported because:")), 0)
+    return ", ".join(lines[start : start + 12]).replace("because:,", "because:")
 
 
 def _first_line(error: BaseException) -> str:
