@@ -1,4 +1,4 @@
-"""Rules on whole numbers that settings and modules share. No torch, so that recipes are checked without it."""
+"""Rules on whole numbers that settings and modules share. No torch: recipes are checked without it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,10 @@ def unet_problems(unet: UNetCore | UNetShell) -> Found:
             yield name, f"expected one entry a stage, {stages}, got {len(value)}"
     if unet.strides is not None:
         if len(unet.strides) != stages - 1:
-            yield "strides", f"expected one entry between each two stages, {stages - 1}, got {len(unet.strides)}"
+            yield (
+                "strides",
+                f"expected one entry between each two stages, {stages - 1}, got {len(unet.strides)}",
+            )
         for i, stride in enumerate(unet.strides):
             if isinstance(stride, tuple) and len(stride) != 2:
                 yield f"strides[{i}]", f"expected one number or [height, width], got {list(stride)}"
@@ -73,16 +76,23 @@ def text_of(resolution: tuple[int, int]) -> str:
 def level_problems(
     unet: UNetCore | UNetShell, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int
 ) -> Found:
-    """What does not fit between a core or shell, its resolution and the level inside it, as (path, message)."""
+    """What does not fit between a core or shell, its resolution and the level inside, as (path, message)."""
     factors = ratio(unet)
     if any(side % factor for side, factor in zip(resolution, factors, strict=True)):
-        yield "resolution", f"the strides divide by {text_of(factors)}, which does not divide {text_of(resolution)}"
+        yield (
+            "resolution",
+            f"the strides divide by {text_of(factors)}, which does not divide {text_of(resolution)}",
+        )
         return
     low = resolution[0] // factors[0], resolution[1] // factors[1]
     if inner is not None and low != inner:
         stages = "1 stage takes" if len(unet.channels) == 1 else f"{len(unet.channels)} stages take"
-        yield "resolution", (
-            f"{stages} {text_of(resolution)} down to {text_of(low)}, but levels[{index - 1}] works at {text_of(inner)}"
+        yield (
+            "resolution",
+            (
+                f"{stages} {text_of(resolution)} down to {text_of(low)}, "
+                f"but levels[{index - 1}] works at {text_of(inner)}"
+            ),
         )
 
 
@@ -104,7 +114,9 @@ class UNetCore:
 
     channels: tuple[int, ...] = opt((64, 128, 256), "width of each stage, high resolution to low", ge=1)
     blocks: int | tuple[int, ...] = opt(2, "residual blocks a stage, one more on the way up", ge=1)
-    attention: int | tuple[int, ...] = opt((0, 0, 1), "attention layers behind each residual block of a stage", ge=0)
+    attention: int | tuple[int, ...] = opt(
+        (0, 0, 1), "attention layers behind each residual block of a stage", ge=0
+    )
     strides: tuple[int | tuple[int, ...], ...] | None = opt(
         None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
     )
@@ -114,7 +126,9 @@ class UNetCore:
     norm_groups: int = opt(32, "groups of every group norm", ge=1)
     ffn: bool = opt(True, "an MLP in each attention layer")
     middle: bool = opt(True, "two residual blocks and an attention layer at the bottom")
-    cond_width: int | None = opt(None, "width that text features are projected to; as they come if not given", ge=1)
+    cond_width: int | None = opt(
+        None, "width that text features are projected to; as they come if not given", ge=1
+    )
     text_layers: int = opt(0, "self-attention layers over the text", ge=0)
     pooled_text: bool = opt(True, "the mean of the text goes into the embedding")
     masked_cross_attention: bool = opt(True, "padding of the text is not looked at")
@@ -127,13 +141,21 @@ class UNetCore:
         """What does not fit among these settings."""
         yield from unet_problems(self)
         if self.emb_dim is not None and self.emb_dim % 8:
-            yield "emb_dim", f"expected a multiple of 8, got {self.emb_dim}; try {self.emb_dim + -self.emb_dim % 8}"
+            yield (
+                "emb_dim",
+                f"expected a multiple of 8, got {self.emb_dim}; try {self.emb_dim + -self.emb_dim % 8}",
+            )
         elif self.emb_dim is None and self.channels and self.channels[0] % 2:
-            yield "channels[0]", f"expected an even number, as emb_dim is 4 * channels[0], got {self.channels[0]}"
+            yield (
+                "channels[0]",
+                f"expected an even number, as emb_dim is 4 * channels[0], got {self.channels[0]}",
+            )
         if self.text_layers and self.cond_width is not None and self.cond_width % self.heads:
             yield "cond_width", divides_problem("heads", self.heads, "cond_width", self.cond_width) or ""
 
-    def level_problems(self, *, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int) -> Found:
+    def level_problems(
+        self, *, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int
+    ) -> Found:
         """What does not fit the resolution."""
         return level_problems(self, resolution, inner, index)
 
@@ -164,7 +186,9 @@ class UNetShell:
         """What does not fit among these settings."""
         return unet_problems(self)
 
-    def level_problems(self, *, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int) -> Found:
+    def level_problems(
+        self, *, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int
+    ) -> Found:
         """What does not fit the resolution and the level inside."""
         return level_problems(self, resolution, inner, index)
 

@@ -1,7 +1,8 @@
 """Settings and parameter names of the released Matryoshka networks (apple/ml-mdm), translated both ways.
 
-There levels run from high resolution to low, each holding the next as `inner_unet`, and the stages of the way up are
-numbered from low resolution to high; here levels run from low to high, and stages are numbered alike both ways.
+There levels run from high resolution to low, each holding the next as `inner_unet`, and the stages of the way
+up are numbered from low resolution to high; here levels run from low to high, and stages are numbered alike
+both ways.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def one_level(config: Mapping[str, Any], *, shell: bool) -> Settings:
         raise ValueError(f"unknown keys in a released unet_config: {', '.join(unknown)}")
     for key in ("temporal_mode", "temporal_spatial_ds", "num_temporal_attention_layers"):
         if config.get(key):
-            raise ValueError(f"a released network with {key}={config[key]!r} is for video; only images are read here")
+            raise ValueError(
+                f"a released network with {key}={config[key]!r} is for video; only images are read here"
+            )
     resnet = config["resnet_config"]
     stages = len(config["resolution_channels"])
     attended = config.get("attention_levels") or []
@@ -101,7 +104,9 @@ def one_level(config: Mapping[str, Any], *, shell: bool) -> Settings:
             "pooled_text": not config["skip_cond_emb"],
         }
     if not config["skip_mid_blocks"] or not config["skip_cond_emb"] or config["num_lm_head_layers"]:
-        raise ValueError("a released outer level with a middle, pooled text or text layers of its own is not read here")
+        raise ValueError(
+            "a released outer level with a middle, pooled text or text layers of its own is not read here"
+        )
     return settings | {
         "inner_input": not config["skip_inner_unet_input"],
         "normalize_input": not config["skip_normalization"],
@@ -140,7 +145,14 @@ def build_nest(
 DEAD = re.compile(r"(inner_unet\.)*interp_layer[12]\.(weight|bias)")
 
 # names inside a module, ours and theirs
-BLOCK = {"norm1": "norm1", "conv1": "conv1", "emb": "time_layer", "norm2": "norm2", "conv2": "conv2", "skip": "conv3"}
+BLOCK = {
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "emb": "time_layer",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "skip": "conv3",
+}
 ATTENTION = {
     "norm": "norm",
     "qkv": "qkv",
@@ -239,7 +251,8 @@ def to_released(state: Mapping[str, Tensor], nest: NestedUNet) -> dict[str, Tens
     refuse("weights lack", names.keys() - state.keys())
     refuse("weights have parameters that the network lacks:", state.keys() - names.keys())
     return {
-        theirs: state[ours][..., None, None] if is_pointwise(theirs) else state[ours] for ours, theirs in names.items()
+        theirs: state[ours][..., None, None] if is_pointwise(theirs) else state[ours]
+        for ours, theirs in names.items()
     }
 
 

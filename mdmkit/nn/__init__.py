@@ -1,4 +1,4 @@
-"""Networks: a U-Net core, shells around it, and the nest that runs them. Needs torch and nothing of the registry."""
+"""Networks: a U-Net core, shells around it, the nest that runs them. Needs torch, nothing of the registry."""
 
 from .attention import Attend, ImageAttention, TextLayer, sdpa
 from .blocks import Block, Downsample, ResBlock, Upsample

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdmkit.divisors import check_divides
+
 from .zero import zeroed
 
 __all__ = ["Attend", "ImageAttention", "TextLayer", "sdpa"]
@@ -17,15 +18,16 @@ __all__ = ["Attend", "ImageAttention", "TextLayer", "sdpa"]
 class Attend(Protocol):
     """Attention itself: softmax(q k' / sqrt(D)) v.
 
-    q (B, N, L, D), k and v (B, N, S, D); mask bool, True: attend, (B, S) or (B, 1, L, S), None: to everything.
-    Returns (B, N, L, D). Attention over nothing (a row of the mask all False) gives zero, with zero gradients.
+    q (B, N, L, D), k and v (B, N, S, D); mask bool, True: attend, (B, S) or (B, 1, L, S), None: to
+    everything. Returns (B, N, L, D). Attention over nothing (a row of the mask all False) gives zero, with
+    zero gradients.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, /) -> Tensor: ...
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention by PyTorch's scaled_dot_product_attention, which picks a kernel for the device; an `Attend`."""
+    """Attention by PyTorch's scaled_dot_product_attention, which picks a kernel; an `Attend`."""
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v)
     if mask.ndim == 2:
@@ -49,8 +51,8 @@ def join_heads(x: Tensor) -> Tensor:
 class ImageAttention(nn.Module):
     """Self-attention over pixels, plus cross-attention to text by the same queries, plus an optional MLP.
 
-    x (B, C, H, W), text (B, L, cond_width) or None, mask (B, L) bool or None; returns (B, C, H, W). Starts as the
-    identity. Source: Gu et al. 2024 (2310.15111), released networks.
+    x (B, C, H, W), text (B, L, cond_width) or None, mask (B, L) bool or None; returns (B, C, H, W). Starts as
+    the identity. Source: Gu et al. 2024 (2310.15111), released networks.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class ImageAttention(nn.Module):
     def extra_repr(self) -> str:
         return f"channels={self.channels}, heads={self.heads}"
 
-    def forward(self, x: Tensor, text: Tensor | None = None, mask: Tensor | None = None, attend: Attend = sdpa) -> Tensor:
+    def forward(
+        self, x: Tensor, text: Tensor | None = None, mask: Tensor | None = None, attend: Attend = sdpa
+    ) -> Tensor:
         shape = x.shape
         x = x.flatten(2)
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(self.norm(x).mT).chunk(3, -1))

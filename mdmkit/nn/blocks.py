@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdmkit.divisors import check_divides
+
 from .zero import zeroed
 
 __all__ = ["Block", "Downsample", "ResBlock", "Upsample"]
@@ -63,7 +64,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Conv2d):
-    """A strided convolution: 3x3, or as wide as the stride where that is more; (B, C, H, W) to (B, C, H/s, W/s)."""
+    """A strided convolution, 3x3 or as wide as the stride; (B, C, H, W) to (B, C, H / s, W / s)."""
 
     def __init__(
         self,
@@ -73,16 +74,17 @@ class Downsample(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        kernel = tuple(max(3, s) for s in stride)
-        padding = tuple(1 if s <= 3 else 0 for s in stride)
-        super().__init__(channels, channels, kernel, stride=stride, padding=padding, device=device, dtype=dtype)
+        (kh, kw), (ph, pw) = (max(3, s) for s in stride), (1 if s <= 2 else 0 for s in stride)
+        super().__init__(
+            channels, channels, (kh, kw), stride=stride, padding=(ph, pw), device=device, dtype=dtype
+        )
 
 
 class Upsample(nn.Conv2d):
     """Nearest neighbour, then a 3x3 convolution; (B, C, H, W) to (B, C, s H, s W).
 
-    Computed as one transposed convolution whose kernel sums the taps that fall on one input pixel: the same numbers
-    to rounding, and for s = 2 only 16 multiplications where the two steps take 36.
+    Computed as one transposed convolution whose kernel sums the taps that fall on one input pixel: the same
+    numbers to rounding, and for s = 2 only 16 multiplications where the two steps take 36.
     """
 
     def __init__(
@@ -99,8 +101,8 @@ class Upsample(nn.Conv2d):
     def extra_repr(self) -> str:
         return f"{self.in_channels}, scale={self.scale}"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         sh, sw = self.scale
         taps = F.pad(self.weight.flip(2, 3), (sw - 1, sw - 1, sh - 1, sh - 1))
         kernel = F.avg_pool2d(taps, (sh, sw), stride=1, divisor_override=1)
-        return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, stride=(sh, sw), padding=1)
+        return F.conv_transpose2d(input, kernel.transpose(0, 1), self.bias, stride=(sh, sw), padding=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .attention import Attend, TextLayer, sdpa
+from .attention import TextLayer
 from .blocks import ResBlock
 from .unet import Running, Text, UNet
 
@@ -17,8 +17,8 @@ __all__ = ["TextPath", "UNetCore"]
 class TextPath(nn.Module):
     """Text features to what the network reads: projected, through self-attention layers, and pooled.
 
-    cond (B, L, cond_dim), mask (B, L) bool or None. The pooled vector is the mean over the tokens that the mask
-    leaves, zero where it leaves none. Source: Gu et al. 2024 (2310.15111), released networks.
+    cond (B, L, cond_dim), mask (B, L) bool or None. The pooled vector is the mean over the tokens that the
+    mask leaves, zero where it leaves none. Source: Gu et al. 2024 (2310.15111), released networks.
     """
 
     def __init__(
@@ -59,15 +59,16 @@ class TextPath(nn.Module):
 
 
 class UNetCore(UNet):
-    """Level 0 of a nest: a U-Net with cross-attention to the text, which it projects and pools for every level.
+    """Level 0 of a nest: a U-Net with cross-attention to the text, which it prepares for every level.
 
-    channels, blocks (residual blocks), attention (attention layers behind each residual block): one entry a stage,
-    high resolution to low; strides: between the stages, an int or (height, width) each, 2 where not given.
-    emb_dim: width of the time embedding, 4 * channels[0] where not given. middle: two more residual blocks with
-    attention between them at the lowest stage. ffn: an MLP in each attention layer. cond_width: width that the text
-    is projected to, as it comes where not given; text_layers: self-attention layers over the text; pooled_text: the
-    mean of the text goes into the embedding; masked_cross_attention: padding is not looked at. micro_conditioning:
-    numbers about the picture and their defaults. block makes residual blocks.
+    channels, blocks (residual blocks), attention (attention layers behind each residual block): one entry a
+    stage, high resolution to low; strides: between the stages, an int or (height, width) each, 2 where not
+    given. emb_dim: width of the time embedding, 4 * channels[0] where not given. middle: two more residual
+    blocks with attention between them at the lowest stage. ffn: an MLP in each attention layer. cond_width:
+    width that the text is projected to, as it comes where not given; text_layers: self-attention layers over
+    the text; pooled_text: the mean of the text goes into the embedding; masked_cross_attention: padding is
+    not looked at. micro_conditioning: numbers about the picture and their defaults. block makes residual
+    blocks.
 
     cond_dim: width of the text features, None: unconditional. Raises ValueError where the numbers do not fit.
     Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
@@ -97,7 +98,9 @@ class UNetCore(UNet):
         dtype: torch.dtype | None = None,
     ) -> None:
         if cond_dim is None and (cond_width is not None or text_layers):
-            raise ValueError("cond_width and text_layers need text features, but cond_dim is None; leave them out")
+            raise ValueError(
+                "cond_width and text_layers need text features, but cond_dim is None; leave them out"
+            )
         width = None if cond_dim is None else cond_width or cond_dim
         super().__init__(
             channels=channels,
@@ -117,7 +120,11 @@ class UNetCore(UNet):
             device=device,
             dtype=dtype,
         )
-        self.cond_dim, self.cond_width, self.pooled_text = cond_dim, width, cond_dim is not None and pooled_text
+        self.cond_dim, self.cond_width, self.pooled_text = (
+            cond_dim,
+            width,
+            cond_dim is not None and pooled_text,
+        )
         self.text = None
         if cond_dim is not None:
             self.text = TextPath(
@@ -131,8 +138,10 @@ class UNetCore(UNet):
                 dtype=dtype,
             )
 
-    def read(self, cond: Tensor | None, mask: Tensor | None = None, run: Running | None = None) -> Text | None:
-        """What every level is told about the text: cond (B, L, cond_dim), mask (B, L) bool; None if unconditional.
+    def read(
+        self, cond: Tensor | None, mask: Tensor | None = None, run: Running | None = None
+    ) -> Text | None:
+        """What every level is told about the text; cond (B, L, cond_dim), mask (B, L) bool, None: no text.
 
         Raises ValueError where text is given but not expected, expected but not given, or of another width.
         """
@@ -157,8 +166,8 @@ class UNetCore(UNet):
     ) -> tuple[Tensor, Tensor]:
         """z (B, in_channels, H, W), t (B,) in [0, 1] to prediction and features, both at the resolution of z.
 
-        text is what `read` gives; carried (b <= B, channels[0], H, W) are features of the shell around, of the first
-        rows. Raises ValueError where the strides do not divide H and W.
+        text is what `read` gives; carried (b <= B, channels[0], H, W) are features of the shell around, of
+        the first rows. Raises ValueError where the strides do not divide H and W.
         """
         run = run or Running()
         self.check_size(z)

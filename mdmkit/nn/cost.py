@@ -1,4 +1,4 @@
-"""What a nest takes, level by level: parameters, FLOPs, memory of training; on the meta device, nothing is computed."""
+"""What a nest takes, level by level: parameters, FLOPs, memory of training; found on the meta device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from .nest import NestedUNet
+from .nest import Core, NestedUNet, Shell
 
 __all__ = ["LevelCost", "level_costs"]
 
@@ -25,10 +25,11 @@ COPIES = 5
 class LevelCost:
     """What one level adds to those inside it.
 
-    shape: of one picture, (channels, height, width). flops: of one picture's forward pass, a multiply-add counts
-    two. memory: bytes in training, of weights, gradients, AdamW's moments and an EMA copy, and of the activations
-    that the backward pass needs (`activations`, at the rows asked for); with use_checkpoint these are the blocks'
-    inputs and the largest block. Not counted: workspaces of kernels, the data, autocast's smaller activations.
+    shape: of one picture, (channels, height, width). flops: of one picture's forward pass, a multiply-add
+    counts two. memory: bytes in training, of weights, gradients, AdamW's moments and an EMA copy, and of the
+    activations that the backward pass needs (`activations`, at the rows asked for); with use_checkpoint these
+    are the blocks' inputs and the largest block. Not counted: workspaces of kernels, the data, autocast's
+    smaller activations.
     """
 
     shape: tuple[int, int, int]
@@ -47,11 +48,13 @@ def level_costs(
 ) -> list[LevelCost]:
     """The cost of each level, low to high: of k + 1 levels less that of k.
 
-    resolutions: (height, width) of each level; batch: rows at every level, or one number a level; tokens, cond_dim:
-    text tokens of a row and their width. Raises ValueError where resolutions do not fit the nest.
+    resolutions: (height, width) of each level; batch: rows at every level, or one number a level; tokens,
+    cond_dim: text tokens of a row and their width. Raises ValueError where resolutions do not fit the nest.
     """
     if len(resolutions) != len(nest.levels):
-        raise ValueError(f"expected a resolution for each of {len(nest.levels)} levels, got {len(resolutions)}")
+        raise ValueError(
+            f"expected a resolution for each of {len(nest.levels)} levels, got {len(resolutions)}"
+        )
     rows = (batch,) * len(nest.levels) if isinstance(batch, int) else tuple(batch)
     if len(rows) != len(nest.levels):
         raise ValueError(f"expected rows for each of {len(nest.levels)} levels, got {len(rows)}")
@@ -68,7 +71,7 @@ def level_costs(
         added = activations - activations_inside
         costs.append(
             LevelCost(
-                shape=(nest.levels[r].in_channels, h, w),  # pyright: ignore[reportArgumentType]
+                shape=(levels(nest)[r].in_channels, h, w),
                 parameters=sum(p.numel() for p in own),
                 flops=flops - flops_inside,
                 activations=added,
@@ -78,9 +81,16 @@ def level_costs(
     return costs
 
 
+def levels(nest: NestedUNet) -> list[Core | Shell]:
+    core, shells = nest.parts()
+    return [core, *shells]
+
+
 def on_meta(nest: NestedUNet) -> NestedUNet:
     """A copy on the meta device; no weight is copied on the way."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in nest.parameters()}
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in nest.parameters()
+    }
     memo |= {id(b): b.to("meta") for b in nest.buffers()}
     return copy.deepcopy(nest, memo)
 
@@ -93,7 +103,7 @@ def inputs(
     made = {"dtype": dtype, "device": "meta"}
     z = [
         torch.empty(count, level.in_channels, h, w, **made)
-        for level, count, (h, w) in zip(nest.levels, rows, sizes, strict=False)
+        for level, count, (h, w) in zip(levels(nest), rows, sizes, strict=False)
     ]
     text: dict[str, Tensor] = {}
     if cond_dim is not None:
@@ -143,7 +153,11 @@ def running(nest: NestedUNet, *, use_checkpoint: bool) -> Iterator[CountedAttent
 
 def forward_flops(nest: NestedUNet, given: dict[str, Any]) -> int:
     """FLOPs of one forward pass."""
-    with running(nest, use_checkpoint=False) as counted, torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with (
+        running(nest, use_checkpoint=False) as counted,
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
         nest(**given)
     return counter.get_total_flops() + counted.flops
 

@@ -1,4 +1,4 @@
-"""What the residual blocks of a level are told: the time, and numbers about the picture (micro-conditioning)."""
+"""What a level's residual blocks are told: the time, and numbers about the picture (micro-conditioning)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def sinusoid(value: Tensor, dim: int) -> Tensor:
 class Embedding(nn.Module):
     """Time and micro-conditioning to one vector a row: (B,) each to (B, emb_dim).
 
-    `micro_conditioning` names the numbers and their defaults, which stand in where a number is not given. "scale",
-    the picture's original side in pixels, counts only up to its default; any other is expected around 0..1. The last
-    layer of each starts at zero. Source: Gu et al. 2024 (2310.15111), released networks.
+    `micro_conditioning` names the numbers and their defaults, which stand in where a number is not given.
+    "scale", the picture's original side in pixels, counts only up to its default; any other is expected
+    around 0..1. The last layer of each starts at zero. Source: Gu et al. 2024 (2310.15111), released
+    networks.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Embedding(nn.Module):
     ) -> None:
         super().__init__()
         if emb_dim % 8:
-            raise ValueError(f"expected emb_dim to be a multiple of 8, got {emb_dim}; try {emb_dim + -emb_dim % 8}")
+            raise ValueError(
+                f"expected emb_dim to be a multiple of 8, got {emb_dim}; try {emb_dim + -emb_dim % 8}"
+            )
         self.emb_dim = emb_dim
         self.defaults = dict(micro_conditioning or {})
         for key in self.defaults:
@@ -56,18 +59,22 @@ class Embedding(nn.Module):
         where = {"device": device, "dtype": dtype}
 
         def mlp() -> nn.Sequential:
-            return nn.Sequential(nn.Linear(emb_dim // 4, emb_dim, **where), nn.SiLU(), nn.Linear(emb_dim, emb_dim, **where))
+            return nn.Sequential(
+                nn.Linear(emb_dim // 4, emb_dim, **where), nn.SiLU(), nn.Linear(emb_dim, emb_dim, **where)
+            )
 
         self.time = mlp()
         self.micro = nn.ModuleDict({key: mlp() for key in self.defaults})
         for made in self.micro.values():
-            zeroed(made[-1])
+            last = made.get_submodule("2")
+            assert isinstance(last, nn.Linear)
+            zeroed(last)
 
     def extra_repr(self) -> str:
         return f"emb_dim={self.emb_dim}, micro_conditioning={self.defaults}"
 
     def forward(self, t: Tensor, micros: Mapping[str, Tensor] | None = None) -> Tensor:
-        dtype = self.time[0].weight.dtype
+        dtype = self.time[0].get_parameter("weight").dtype
         width = self.emb_dim // 4
         emb = self.time(sinusoid(time_index(t), width).to(dtype))
         for key, default in self.defaults.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
@@ -18,12 +18,14 @@ __all__ = ["Core", "NestedUNet", "Shell"]
 class Core(Protocol):
     """Level 0 of a nest; it owns the text. `channels[0]` is the width of its features.
 
-    cond_width is the width of the text features that it gives to the shells, None where it reads no text; pooled_text:
-    it also gives a vector (B, emb_dim) that is added to every level's embedding.
+    cond_width is the width of the text features that it gives to the shells, None where it reads no text;
+    pooled_text: it also gives a vector (B, emb_dim) that is added to every level's embedding.
     """
 
     channels: tuple[int, ...]
+    in_channels: int
     emb_dim: int
+    micro_conditioning: Mapping[str, float]
     cond_width: int | None
     pooled_text: bool
 
@@ -46,8 +48,10 @@ class Shell(Protocol):
     """Level r >= 1 of a nest; `ratio` is how much higher and wider its pictures are than those inside."""
 
     channels: tuple[int, ...]
+    in_channels: int
     inner_channels: int
     emb_dim: int
+    micro_conditioning: Mapping[str, float]
     ratio: tuple[int, int]
 
     def encode(
@@ -68,8 +72,8 @@ class Shell(Protocol):
 class NestedUNet(nn.Module):
     """A core and the shells around it; parameters are `levels.0.*` (core) and `levels.r.*` (shells).
 
-    use_checkpoint: blocks are run again in the backward pass, which trades time for memory. attend: the attention of
-    every level. Source: Gu et al. 2024 (2310.15111), section 3.2.
+    use_checkpoint: blocks are run again in the backward pass, which trades time for memory. attend: the
+    attention of every level. Source: Gu et al. 2024 (2310.15111), section 3.2.
     """
 
     def __init__(
@@ -84,14 +88,18 @@ class NestedUNet(nn.Module):
         self.levels = nn.ModuleList([core, *shells])
         self.use_checkpoint = use_checkpoint
         self.attend = attend
-        for r, shell in enumerate(self.levels[1:], 1):
-            inside, emb_dim = self.levels[r - 1].channels[0], core.emb_dim
+        innermost, outer = self.parts()
+        inside, emb_dim = innermost.channels[0], innermost.emb_dim
+        for r, shell in enumerate(outer, 1):
             if shell.inner_channels != inside:
-                raise ValueError(f"expected level {r} built with inner_channels={inside}, got {shell.inner_channels}")
-            if core.pooled_text and shell.emb_dim != emb_dim:
                 raise ValueError(
-                    f"expected level {r} built with emb_dim={emb_dim}, the core's, whose pooled text is added to its "
-                    f"own embedding, got {shell.emb_dim}"
+                    f"expected level {r} built with inner_channels={inside}, got {shell.inner_channels}"
+                )
+            inside = shell.channels[0]
+            if innermost.pooled_text and shell.emb_dim != emb_dim:
+                raise ValueError(
+                    f"expected level {r} built with emb_dim={emb_dim}, the core's, as the pooled text is added "
+                    f"to every level's embedding, got {shell.emb_dim}"
                 )
 
     def extra_repr(self) -> str:
@@ -108,13 +116,15 @@ class NestedUNet(nn.Module):
         """Predictions of the first len(z) levels, low resolution to high.
 
         z[r] (B_r, 3, H_r, W_r) with B = B_0 >= B_1 >= ...: the first B_r rows of the batch; t (B,) in [0, 1];
-        cond (B, L, D), cond_mask (B, L) bool, True: a token; micros: (B,) each. Returns tensors shaped like z.
+        cond (B, L, D), cond_mask (B, L) bool, True: a token; micros: (B,) each. Returns tensors shaped like
+        z.
 
-        Raises ValueError for more levels than there are, more rows outside than inside, resolutions that do not fit
-        the shells' ratios, text of a wrong width, or micro-conditioning that no level reads.
+        Raises ValueError for more levels than there are, more rows outside than inside, resolutions that do
+        not fit the shells' ratios, text of a wrong width, or micro-conditioning that no level reads.
         """
         self._check(z, micros)
-        core, shells = self.levels[0], list(self.levels)[1 : len(z)]
+        core, shells = self.parts()
+        shells = shells[: len(z) - 1]
         run = Running(self.attend, self.use_checkpoint)
         text = core.read(cond, cond_mask, run)
 
@@ -136,27 +146,38 @@ class NestedUNet(nn.Module):
             predictions.append(prediction)
         return tuple(predictions)
 
+    def parts(self) -> tuple[Core, list[Shell]]:
+        """The core and the shells around it."""
+        core, *shells = self.levels
+        return cast(Core, core), cast("list[Shell]", shells)
+
     def blocks(self) -> Iterator[nn.Module]:
         """The modules that are run again by use_checkpoint, and are worth compiling, one by one."""
         for module in self.modules():
             if isinstance(module, Stage):
                 yield from module.blocks
                 for layers in module.attention:
-                    yield from layers  # pyright: ignore[reportGeneralTypeIssues]
+                    yield from layers.children()
             elif isinstance(module, TextPath):
                 yield from module.layers
 
     def _check(self, z: Sequence[Tensor], micros: Mapping[str, Tensor] | None) -> None:
+        core, shells = self.parts()
         if not 1 <= len(z) <= len(self.levels):
             raise ValueError(f"expected pictures of 1 to {len(self.levels)} levels, got {len(z)}")
         for r in range(1, len(z)):
             if len(z[r]) > len(z[r - 1]):
-                raise ValueError(f"expected at most the {len(z[r - 1])} rows of level {r - 1} at level {r}, got {len(z[r])}")
-            (h, w), (rh, rw) = z[r - 1].shape[-2:], self.levels[r].ratio
+                raise ValueError(
+                    f"expected at most the {len(z[r - 1])} rows of level {r - 1} at level {r}, "
+                    f"got {len(z[r])}"
+                )
+            (h, w), (rh, rw) = z[r - 1].shape[-2:], shells[r - 1].ratio
             if z[r].shape[-2:] != (h * rh, w * rw):
                 came = " x ".join(map(str, z[r].shape[-2:]))
                 raise ValueError(f"expected {h * rh} x {w * rw} pixels at level {r}, got {came}")
-        known = {key for level in self.levels for key in level.embedding.defaults}
+        known = {key for level in (core, *shells) for key in level.micro_conditioning}
         for key in micros or {}:
             if key not in known:
-                raise ValueError(f"no level reads the micro-conditioning {key!r} (known: {', '.join(sorted(known))})")
+                raise ValueError(
+                    f"no level reads the micro-conditioning {key!r} (known: {', '.join(sorted(known))})"
+                )

@@ -16,7 +16,7 @@ __all__ = ["Encoded", "UNetShell"]
 
 
 class Encoded(NamedTuple):
-    """A shell on its way in: its lowest features, what it keeps for the way out, and what it hands inwards."""
+    """A shell on its way in: its lowest features, what it keeps for the way out, what it hands inwards."""
 
     x: Tensor
     emb: Tensor
@@ -28,11 +28,11 @@ class Encoded(NamedTuple):
 class UNetShell(UNet):
     """Level r >= 1 of a nest: the outer part of a U-Net, whose lowest stage works at the resolution inside.
 
-    Settings as of `UNetCore`; the product of the strides is the ratio to the level inside. inner_input: the inner
-    level sees this one's features. normalize_input: the picture is divided by its own standard deviation.
-    inner_channels: width of the features of the level inside, its channels[0]. emb_dim: the core's, as its pooled
-    text is added to this level's time embedding; 4 * channels[0] where not given. cond_width: the core's, width of
-    the text features that it gives; None: no cross-attention here.
+    Settings as of `UNetCore`; the product of the strides is the ratio to the level inside. inner_input: the
+    inner level sees this one's features. normalize_input: the picture is divided by its own standard
+    deviation. inner_channels: width of the features of the level inside, its channels[0]. emb_dim: the
+    core's, as its pooled text is added to this level's time embedding; 4 * channels[0] where not given.
+    cond_width: the core's, width of the text features that it gives; None: no cross-attention here.
 
     Everything that joins the level inside starts at zero, so that a new shell changes nothing below it.
     Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
@@ -102,8 +102,8 @@ class UNetShell(UNet):
     ) -> Encoded:
         """The way in: z (B, in_channels, H, W), t (B,); carried as in `UNetCore.forward`.
 
-        `inwards` of the result is (B, inner_channels, H / ratio, W / ratio), or None without inner_input. Raises
-        ValueError where the strides do not divide H and W.
+        `inwards` of the result is (B, inner_channels, H / ratio, W / ratio), or None without inner_input.
+        Raises ValueError where the strides do not divide H and W.
         """
         self.check_size(z)
         if self.normalize_input:

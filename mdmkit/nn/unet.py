@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -12,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mdmkit.divisors import check_divides
+
 from .attention import Attend, ImageAttention, sdpa
 from .blocks import Downsample, Upsample
-from mdmkit.divisors import check_divides
 from .embed import Embedding
 from .zero import zeroed
 
@@ -22,7 +22,7 @@ __all__ = ["Running", "Stage", "Text", "UNet", "pair"]
 
 
 class Text(NamedTuple):
-    """What the core made of the text: features (B, L, D), their mask (B, L) and a vector for the embedding."""
+    """What the core made of the text: features (B, L, D), their mask (B, L), a vector for the embedding."""
 
     features: Tensor
     mask: Tensor | None
@@ -34,7 +34,7 @@ class Text(NamedTuple):
 
 
 class Running(NamedTuple):
-    """How blocks are run: by which attention, and whether they are run again in the backward pass to save memory."""
+    """How blocks are run: by which attention, and whether again in the backward pass to save memory."""
 
     attend: Attend = sdpa
     use_checkpoint: bool = False
@@ -62,7 +62,7 @@ def per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, 
 
 
 class Stage(nn.Module):
-    """Residual blocks at one resolution, each followed by its attention layers; perhaps a change of resolution."""
+    """Residual blocks at one resolution, each followed by its attention layers; then the way to the next."""
 
     def __init__(
         self,
@@ -76,7 +76,9 @@ class Stage(nn.Module):
         self.attention = nn.ModuleList(nn.ModuleList(layers) for layers in attention)
         self.resample = resample
 
-    def step(self, j: int, x: Tensor, emb: Tensor, text: Tensor | None, mask: Tensor | None, run: Running) -> Tensor:
+    def step(
+        self, j: int, x: Tensor, emb: Tensor, text: Tensor | None, mask: Tensor | None, run: Running
+    ) -> Tensor:
         """The j-th residual block and the attention layers behind it."""
         x = run(self.blocks[j], x, emb)
         for layer in self.attention[j]:  # pyright: ignore[reportGeneralTypeIssues]
@@ -85,7 +87,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """The part of a U-Net that a core and a shell share; stages are numbered from high resolution to low both ways."""
+    """What a core and a shell share; stages are numbered from high resolution to low, both ways."""
 
     def __init__(
         self,
@@ -116,7 +118,9 @@ class UNet(nn.Module):
         counts, layers = per_stage("blocks", blocks, stages), per_stage("attention", attention, stages)
         self.strides = tuple(pair(stride) for stride in (strides or (2,) * (stages - 1)))
         if len(self.strides) != stages - 1:
-            raise ValueError(f"expected one stride between each two stages, {stages - 1}, got {len(self.strides)}")
+            raise ValueError(
+                f"expected one stride between each two stages, {stages - 1}, got {len(self.strides)}"
+            )
         self.ratio = prod(h for h, _ in self.strides), prod(w for _, w in self.strides)
         if min(counts) < 1:
             raise ValueError(f"expected at least one residual block a stage, got {list(counts)}")
@@ -127,12 +131,15 @@ class UNet(nn.Module):
         self.emb_dim = emb_dim = emb_dim or 4 * self.channels[0]
 
         def residual(inside: int, outside: int) -> nn.Module:
-            return block(in_channels=inside, out_channels=outside, emb_dim=emb_dim, norm_groups=norm_groups, **where)
+            return block(
+                in_channels=inside, out_channels=outside, emb_dim=emb_dim, norm_groups=norm_groups, **where
+            )
 
         def attentions(width: int, count: int) -> list[nn.Module]:
             options = {"heads": heads, "norm_groups": norm_groups, "cond_width": cond_width, "ffn": ffn}
             return [ImageAttention(width, **options, **where) for _ in range(count)]
 
+        self.micro_conditioning = dict(micro_conditioning or {})
         self.embedding = Embedding(emb_dim, micro_conditioning=micro_conditioning, **where)
         self.conv_in = nn.Conv2d(in_channels, self.channels[0], 3, padding=1, **where)
 
@@ -179,7 +186,8 @@ class UNet(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """From a picture to the features of the lowest stage, and what each step leaves for the way up.
 
-        `carried` are the features of the shell around it, of the first rows of the batch only where it has fewer.
+        `carried` are the features of the shell around it, of the first rows of the batch only where it has
+        fewer.
         """
         x = self.conv_in(z)
         if carried is not None:
@@ -223,4 +231,6 @@ class UNet(nn.Module):
         """ValueError where the strides do not divide a picture's sides."""
         for name, side, factor in zip(("height", "width"), z.shape[-2:], self.ratio, strict=True):
             if side % factor:
-                raise ValueError(f"expected a {name} that the strides divide, a multiple of {factor}, got {side}")
+                raise ValueError(
+                    f"expected a {name} that the strides divide, a multiple of {factor}, got {side}"
+                )
