@@ -244,7 +244,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         compile_blocks(network.blocks())
     learns = text is not None and getattr(text, "trainable", False)
     source = dataset(recipe, registry)
-    hold_empty_features(text, source)
+    hold_empty_features(recipe, text, source)
     return Parts(
         nest=network,
         text=text,
@@ -266,21 +266,22 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
     )
 
 
-def hold_empty_features(text: Any, source: Any) -> None:
-    """Give an encoder of packed features those of the empty caption, which a dropped one gets, where the data has them.
+def hold_empty_features(recipe: Recipe, text: Any, source: Any) -> None:
+    """Give an encoder of packed features those of the empty caption, which dropped captions get, from the data.
 
     Raises:
         WrongInput: data and encoder do not go together.
     """
     import torch
 
-    packed = bool(getattr(source, "features", False))
-    if text is not None and packed and not hasattr(text, "dropped"):
+    if text is None or not getattr(source, "features", False):
+        return
+    if not hasattr(text, "dropped"):
         raise WrongInput(
-            "the data bring text features, but the text encoder reads captions; say text.use = \"cached\", or "
-            "data.features = false"
+            "the data bring text features, but the text encoder reads captions; "
+            'say text.use = "cached", or data.features = false'
         )
-    if packed and hasattr(text, "hold_empty") and hasattr(source, "empty_features"):
+    if recipe.train.caption_dropout > 0 and hasattr(source, "empty_features"):
         features, mask = source.empty_features()
         try:
             text.hold_empty(torch.as_tensor(features).float(), torch.as_tensor(mask))

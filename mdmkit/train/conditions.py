@@ -32,8 +32,10 @@ def text_conditions(
                 'the data bring text features, but the text encoder reads captions; say text.use = "cached", '
                 "or data.features = false"
             )
-        cond, mask = text.dropped(batch.features, batch.features_mask, torch.tensor(drop))  # type: ignore[operator]
-        return {"cond": cond.to(device), "cond_mask": mask.to(device)}
+        cond, mask = batch.features.to(device).float(), batch.features_mask.to(device)
+        if any(drop):
+            cond, mask = text.dropped(cond, mask, torch.tensor(drop))  # type: ignore[operator]
+        return {"cond": cond, "cond_mask": mask}
     captions = ["" if gone else caption for gone, caption in zip(drop, batch.captions, strict=True)]
     if getattr(text, "trainable", False):
         return {"captions": captions}

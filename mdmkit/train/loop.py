@@ -74,18 +74,20 @@ def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.
     return named
 
 
-def reached_rows(parts: Parts, plan: Plan, step: int, *, ranks: int = 1) -> tuple[int, ...]:
+def reached_rows(
+    plan: Plan, step: int, *, resolution_sampler: Any, growth: Any, ranks: int = 1
+) -> tuple[int, ...]:
     """How many rows of the global batch reach each level that this step trains, low to high.
 
     Raises:
         WrongInput: the batch does not split over ranks and micro-batches.
     """
     try:
-        shares = parts.resolution_sampler.shares(plan.seed, step)
+        shares = resolution_sampler.shares(plan.seed, step)
         counts = rows_per_level(shares, plan.batch, multiple=ranks * plan.accumulate)
     except ValueError as error:
         raise WrongInput(f"train.levels on {ranks} ranks, in {plan.accumulate} micro-batches: {error}") from error
-    return tuple(count for count in counts[: parts.growth.stage(step).levels] if count)
+    return tuple(count for count in counts[: growth.stage(step).levels] if count)
 
 
 def train(
@@ -133,7 +135,9 @@ def train(
     parts.nest.train()
 
     def rows_of(at: int) -> list[Rows]:
-        counts = reached_rows(parts, plan, at, ranks=world.size)
+        counts = reached_rows(
+            plan, at, resolution_sampler=parts.resolution_sampler, growth=parts.growth, ranks=world.size
+        )
         return micro_batches(counts, rank=world.rank, ranks=world.size, accumulate=plan.accumulate)
 
     def positions() -> Iterator[list[int]]:
@@ -145,6 +149,8 @@ def train(
         means = (world.mean(sums) / torch.tensor(taken, device=device).clamp(min=1)).tolist()
         by_level = {f"loss.{r}": means[r] for r in range(levels) if taken[r]}
         total = sum(weight * mean for weight, mean in zip(weights.tolist(), means[:-1], strict=True))
+        if not taken[-1]:  # every step was bad
+            total = means[-1] = float("nan")
         on_log(step, {
             "loss": total, **by_level, "grad_norm": means[-1], "lr": parts.optimizer.param_groups[0]["lr"],
             "bad_steps": bad_steps, "skipped": counts[0], "truncated": counts[1], "pictures": step * plan.batch,

@@ -131,7 +131,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> int:
     """Compile each of the modules in place, and say how many; parameter names stay as they are."""
-    count = 0
-    for count, module in enumerate(blocks, 1):
+    found = list(blocks)
+    for module in found:
         module.compile()
-    return count
+    return len(found)

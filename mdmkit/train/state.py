@@ -20,7 +20,7 @@ from mdmkit.errors import MdmkitError, WrongInput
 from .ema import EMA
 from .optim import load_named_state
 
-__all__ = ["Checkpoint", "check_names", "checkpoints", "damaged", "latest", "load", "restore", "save"]
+__all__ = ["Checkpoint", "check_names", "checkpoints", "copy_into", "damaged", "latest", "load", "restore", "save"]
 
 FACTS = "state.json"
 
