@@ -69,9 +69,7 @@ class World:
         # a step that stops at an inner level leaves the shells without gradients. Looking for them also keeps DDP's
         # first buckets, which it else rearranges after a step: a resumed run would add in another order
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
-        return DistributedDataParallel(
-            module, find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        return DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

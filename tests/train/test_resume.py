@@ -101,10 +101,6 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         f"{run}/checkpoints/step-0000003 was written by another recipe: its [model] is not that of "
         f"{run}/recipe.resolved.toml; move it away to go on from the checkpoint before it\n"
     ))
-    (run / "checkpoints" / "step-0000003" / "recipe.resolved.toml").unlink()
-    refused = tiny.here("run", "--resume", run)
-    assert refused.code == 2
-    assert refused.err.startswith(f"{run}/checkpoints/step-0000003 is from another recipe: other shape: levels.1.")
     assert tiny.here("run", recipe, "--out", run) == (
         2, "", f"{run} holds a run already; go on with it by --resume {run}, or name another --out\n"
     )
