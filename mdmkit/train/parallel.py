@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -68,13 +67,26 @@ class World:
             return module
         # a step that stops at an inner level leaves the shells without gradients. Looking for them also keeps DDP's
         # first buckets, which it else rearranges after a step: a resumed run would add in another order
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
-        return DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            _WithSpare(module), find_unused_parameters=True, gradient_as_bucket_view=True
+        )
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+class _WithSpare(nn.Module):
+    """A module and a parameter that nobody uses: DDP writes a long warning where it finds none such."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.spare = nn.Parameter(torch.zeros((), device=next(module.parameters()).device))
+
+    def forward(self, *args: Any, **given: Any) -> Any:
+        return self.module(*args, **given)
 
 
 @contextlib.contextmanager
