@@ -63,7 +63,7 @@ def test_released_training(name: str, registry: Registry) -> None:
 
 
 def test_released_shifts(registry: Registry) -> None:
-    """logsnr is lower by 1.386 at 256 in the 256 recipe, by 2.773 and 5.545 at 256 and 1024 in the 1024 one."""
+    """logsnr falls by 1.386 at 256 in the 256 recipe, by 2.773 and 5.545 at 256 and 1024 in the 1024 one."""
 
     def shifts(name: str) -> list[float]:
         said = assemble.diffusion(shipped(name, registry), registry)
