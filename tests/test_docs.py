@@ -57,7 +57,7 @@ def registry() -> Registry:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder to run examples in: `runs/quickstart` after one step, the recipes, the files that blocks name."""
+    """A folder to run examples in: `runs/quickstart` after one step, the recipes, files that blocks name."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "recipes").symlink_to(ROOT / "recipes")
     before, modules, path = Path.cwd(), set(sys.modules), list(sys.path)
@@ -141,7 +141,7 @@ def test_console_says_what_the_docs_say(block: Block, desk: Path, capfd: pytest.
 
 
 def arguments(command: str) -> list[str]:
-    """What stands behind `mdmkit` or `python -m mdmkit` in a command line, without comment and redirection."""
+    """What stands behind `mdmkit` or `python -m mdmkit` in a command line, no comment, no redirection."""
     words = shlex.split(command, comments=True)
     start = next(i for i, word in enumerate(words) if word.rpartition("/")[2] == "mdmkit") + 1
     rest = words[start:]

@@ -58,7 +58,7 @@ def test_released_training(name: str, registry: Registry) -> None:
     text = recipe.text.settings
     assert (text.model, text.max_tokens, text.width) == ("google/flan-t5-xl", 128, 2048)
     for level in recipe.model.levels:
-        assert level.network.settings.micro_conditioning == {"scale": float(level.resolution)}
+        assert level.network.settings.micro_conditioning == {"scale": level.resolution}
     assert not recipe.model.levels[0].network.settings.masked_cross_attention
 
 
