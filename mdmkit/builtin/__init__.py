@@ -1,16 +1,27 @@
-"""The built-in components, offered through the same hook as anyone's. No torch."""
+"""The built-in components and recipes, offered through the same hooks as anyone's. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from mdmkit.plugins.component import Component, hookimpl
 
-__all__ = ["mdmkit_components"]
+__all__ = ["mdmkit_components", "mdmkit_recipes"]
 
 
 @hookimpl
 def mdmkit_components() -> Iterable[Component]:
-    from . import data, evaluate, nn, sampling, text, train, values
+    from . import data, evaluate, nn, sampling, shapes, text, train, values
 
-    return [c for room in (values, nn, text, data, sampling, train, evaluate) for c in room.COMPONENTS]
+    return [c for room in (values, nn, text, data, shapes, sampling, train, evaluate) for c in room.COMPONENTS]
+
+
+@hookimpl
+def mdmkit_recipes() -> Iterable[Path]:
+    # in a wheel the recipes travel inside the package, in a checkout they stand beside it
+    package = Path(__file__).parent.parent
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return sorted(folder.glob("*.toml"))
+    return []

@@ -1,9 +1,201 @@
-"""Settings and registrations of the built-in components: nn. No torch."""
+"""Settings and registrations of the built-in components: networks, their blocks and attention. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import reduce
+from math import gcd, prod
+
+import attrs
+
+from mdmkit.divisors import divides_problem
 from mdmkit.plugins.component import Component
+from mdmkit.recipe.options import Use, opt, slot
 
-__all__ = ["COMPONENTS"]
+__all__ = ["COMPONENTS", "SDPA", "ResNet", "UNetCore", "UNetShell"]
 
-COMPONENTS: list[Component] = []
+Found = Iterator[tuple[str, str]]
+
+
+def unet_problems(unet: UNetCore | UNetShell) -> Found:
+    """What does not fit among the settings of a core or shell, as (path, message)."""
+    stages = len(unet.channels)
+    if not stages:
+        yield "channels", "expected at least one stage, got an empty list"
+        return
+    for name in ("blocks", "attention"):
+        value = getattr(unet, name)
+        if isinstance(value, tuple) and len(value) != stages:
+            yield name, f"expected one entry a stage, {stages}, got {len(value)}"
+    if unet.strides is not None:
+        if len(unet.strides) != stages - 1:
+            yield (
+                "strides",
+                f"expected one entry between each two stages, {stages - 1}, got {len(unet.strides)}",
+            )
+        for i, stride in enumerate(unet.strides):
+            if isinstance(stride, tuple) and len(stride) != 2:
+                yield f"strides[{i}]", f"expected one number or [height, width], got {list(stride)}"
+    together = reduce(gcd, unet.channels)
+    for i, width in enumerate(unet.channels):
+        problem = divides_problem("norm_groups", unet.norm_groups, "channels", width, all_of=together)
+        if problem:
+            yield f"channels[{i}]", problem
+    attended = attended_channels(unet)
+    together = reduce(gcd, attended.values(), 0)
+    for i, width in attended.items():
+        problem = divides_problem("heads", unet.heads, "channels", width, all_of=together)
+        if problem:
+            yield f"channels[{i}]", problem
+    for key in unet.micro_conditioning or ():
+        if not key.isidentifier():
+            yield "micro_conditioning", f"expected a name, got {key!r}"
+
+
+def attended_channels(unet: UNetCore | UNetShell) -> dict[int, int]:
+    """The widths that attention works on, by stage."""
+    layers = unet.attention if isinstance(unet.attention, tuple) else (unet.attention,) * len(unet.channels)
+    middle = len(unet.channels) - 1 if getattr(unet, "middle", False) else None
+    counted = zip(unet.channels, layers, strict=False)
+    return {i: width for i, (width, count) in enumerate(counted) if count or i == middle}
+
+
+def ratio(unet: UNetCore | UNetShell) -> tuple[int, int]:
+    """The product of the strides, (height, width)."""
+    strides = unet.strides if unet.strides is not None else (2,) * (len(unet.channels) - 1)
+    pairs = [(s, s) if isinstance(s, int) else (s[0], s[-1]) for s in strides]
+    return prod(h for h, _ in pairs), prod(w for _, w in pairs)
+
+
+def text_of(resolution: tuple[int, int]) -> str:
+    """A resolution as a recipe has it."""
+    h, w = resolution
+    return str(h) if h == w else f"[{h}, {w}]"
+
+
+def level_problems(
+    unet: UNetCore | UNetShell, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int
+) -> Found:
+    """What does not fit between a core or shell, its resolution and the level inside, as (path, message)."""
+    factors = ratio(unet)
+    if any(side % factor for side, factor in zip(resolution, factors, strict=True)):
+        yield (
+            "resolution",
+            f"the strides divide by {text_of(factors)}, which does not divide {text_of(resolution)}",
+        )
+        return
+    low = resolution[0] // factors[0], resolution[1] // factors[1]
+    if inner is not None and low != inner:
+        stages = "1 stage takes" if len(unet.channels) == 1 else f"{len(unet.channels)} stages take"
+        yield (
+            "resolution",
+            (
+                f"{stages} {text_of(resolution)} down to {text_of(low)}, "
+                f"but levels[{index - 1}] works at {text_of(inner)}"
+            ),
+        )
+
+
+@attrs.frozen
+class ResNet:
+    """Two 3x3 convolutions with group norm, scaled and shifted by the embedding."""
+
+    dropout: float = opt(0.0, "share of values dropped before the second convolution", ge=0.0, lt=1.0)
+
+
+@attrs.frozen
+class SDPA:
+    """PyTorch's scaled_dot_product_attention, which picks a kernel for the device."""
+
+
+@attrs.frozen
+class UNetCore:
+    """A U-Net with cross-attention to the text."""
+
+    channels: tuple[int, ...] = opt((64, 128, 256), "width of each stage, high resolution to low", ge=1)
+    blocks: int | tuple[int, ...] = opt(2, "residual blocks a stage, one more on the way up", ge=1)
+    attention: int | tuple[int, ...] = opt(
+        (0, 0, 1), "attention layers behind each residual block of a stage", ge=0
+    )
+    strides: tuple[int | tuple[int, ...], ...] | None = opt(
+        None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
+    )
+    in_channels: int = opt(3, "channels of a picture", ge=1)
+    emb_dim: int | None = opt(None, "width of the time embedding; 4 * channels[0] where not given", ge=8)
+    heads: int = opt(8, "attention heads", ge=1)
+    norm_groups: int = opt(32, "groups of every group norm", ge=1)
+    ffn: bool = opt(True, "an MLP in each attention layer")
+    middle: bool = opt(True, "two residual blocks and an attention layer at the bottom")
+    cond_width: int | None = opt(
+        None, "width that text features are projected to; as they come if not given", ge=1
+    )
+    text_layers: int = opt(0, "self-attention layers over the text", ge=0)
+    pooled_text: bool = opt(True, "the mean of the text goes into the embedding")
+    masked_cross_attention: bool = opt(True, "padding of the text is not looked at")
+    micro_conditioning: dict[str, float] | None = opt(
+        None, "numbers about a picture and their defaults, such as scale, its side"
+    )
+    block: Use = slot("block", "resnet", "the residual block")
+
+    def problems(self) -> Found:
+        """What does not fit among these settings."""
+        yield from unet_problems(self)
+        if self.emb_dim is not None and self.emb_dim % 8:
+            yield (
+                "emb_dim",
+                f"expected a multiple of 8, got {self.emb_dim}; try {self.emb_dim + -self.emb_dim % 8}",
+            )
+        elif self.emb_dim is None and self.channels and self.channels[0] % 2:
+            yield (
+                "channels[0]",
+                f"expected an even number, as emb_dim is 4 * channels[0], got {self.channels[0]}",
+            )
+        if self.text_layers and self.cond_width is not None and self.cond_width % self.heads:
+            yield "cond_width", divides_problem("heads", self.heads, "cond_width", self.cond_width) or ""
+
+    def level_problems(
+        self, *, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int
+    ) -> Found:
+        """What does not fit the resolution."""
+        return level_problems(self, resolution, inner, index)
+
+
+@attrs.frozen
+class UNetShell:
+    """The outer part of a U-Net around another level."""
+
+    channels: tuple[int, ...] = opt((32, 64), "width of each stage, high resolution to low", ge=1)
+    blocks: int | tuple[int, ...] = opt(2, "residual blocks a stage, one more on the way up", ge=1)
+    attention: int | tuple[int, ...] = opt(0, "attention layers behind each residual block of a stage", ge=0)
+    strides: tuple[int | tuple[int, ...], ...] | None = opt(
+        None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
+    )
+    in_channels: int = opt(3, "channels of a picture", ge=1)
+    heads: int = opt(8, "attention heads", ge=1)
+    norm_groups: int = opt(32, "groups of every group norm", ge=1)
+    ffn: bool = opt(True, "an MLP in each attention layer")
+    masked_cross_attention: bool = opt(True, "padding of the text is not looked at")
+    micro_conditioning: dict[str, float] | None = opt(
+        None, "numbers about a picture and their defaults, such as scale, its side"
+    )
+    inner_input: bool = opt(True, "the level inside sees this one's features")
+    normalize_input: bool = opt(False, "divide the noisy picture by its own standard deviation")
+    block: Use = slot("block", "resnet", "the residual block")
+
+    def problems(self) -> Found:
+        """What does not fit among these settings."""
+        return unet_problems(self)
+
+    def level_problems(
+        self, *, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int
+    ) -> Found:
+        """What does not fit the resolution and the level inside."""
+        return level_problems(self, resolution, inner, index)
+
+
+COMPONENTS: list[Component] = [
+    Component("block", "resnet", ResNet, "mdmkit.nn.blocks:ResBlock"),
+    Component("attention", "sdpa", SDPA, "mdmkit.nn.attention:sdpa"),
+    Component("core", "unet", UNetCore, "mdmkit.nn.core:UNetCore"),
+    Component("shell", "unet", UNetShell, "mdmkit.nn.shell:UNetShell"),
+]

@@ -12,8 +12,9 @@ hookimpl = pluggy.HookimplMarker("mdmkit")
 
 @attrs.frozen
 class Component:
-    """A registration: `target` is "module:attr", imported only on build; None: the settings object is the component.
+    """A registration of a component under its kind and name.
 
+    `target` is "module:attr", imported only on build; None: the settings object is the component.
     `version` changes when the same settings would give different numbers.
     """
 

@@ -26,9 +26,8 @@ class Run:
 class Data:
     """The dataset and how it is read."""
 
-    source: Use = slot("dataset", help="where samples come from; its settings stand in this same table")
+    source: Use = slot("dataset", help="where samples come from", flat=True)
     workers: int = opt(0, "processes that read and decode ahead; changes no number", ge=0)
-    max_bad: int = opt(100, "stop after so many unreadable samples in a row", ge=1)
 
 
 @attrs.frozen
@@ -36,29 +35,37 @@ class Diffusion:
     """The diffusion process and the loss."""
 
     schedule: Use = slot("noise_schedule", "cosine", "how signal and noise mix over t")
-    shift_power: float = opt(1.0, "p of the shift per level: logsnr_r = logsnr_0 - p ln(side_r / side_0)", ge=0.0)
+    shift_power: float = opt(
+        1.0, "p of the shift per level: logsnr_r = logsnr_0 - p ln(side_r / side_0)", ge=0.0
+    )
     shift_power_frames: float = opt(1.0, "the same for the ratio of frames: 1 averaged, 0 picked", ge=0.0)
     prediction: str = opt("v", "what the network predicts", choices=SPACES)
     loss_space: str = opt("eps", "where the loss is taken", choices=SPACES)
     loss: Use = slot("loss", "mse", "the pixel-wise distance")
     weighting: Use = slot("weighting", "uniform", "the loss weight over logsnr")
     time_sampler: Use = slot("time_sampler", "uniform", "the distribution of t in training")
-    level_weights: tuple[float, ...] | None = opt(None, "one weight a level, low to high; all 1 where not given", ge=0.0)
+    level_weights: tuple[float, ...] | None = opt(
+        None, "one weight a level, low to high; all 1 where not given", ge=0.0
+    )
 
 
 @attrs.frozen
 class Level:
-    """One level: its resolution, and the core (level 0) or shell (above) that works there, settings in the same table."""
+    """One level: its resolution, and the core (level 0) or shell (above) that works there."""
 
     resolution: int | tuple[int, int] = opt(help="side, or [height, width], in pixels", ge=1)
-    network: Use = slot("core", help="`use` and settings of the core or shell, in this same table")
+    network: Use = slot(
+        ("core", "shell"), "unet", "the core (first table) or shell that works there", flat=True
+    )
 
 
 @attrs.frozen
 class Model:
     """The network: a core and the shells around it, low resolution to high."""
 
-    levels: tuple[Level, ...] = opt(help="levels[0] is the core; each later table wraps what stands before it")
+    levels: tuple[Level, ...] = opt(
+        help="levels[0] is the core; each later table wraps what stands before it"
+    )
     attend: Use = slot("attention", "sdpa", "the backend of every attention")
     use_checkpoint: bool = opt(False, "trade compute for memory: recompute each block in the backward pass")
 
@@ -70,18 +77,24 @@ class Train:
     optimizer: Use = slot("optimizer", "adamw", "updates parameters from gradients")
     lr_schedule: Use = slot("lr_schedule", "warmup", "the factor on the learning rate over steps")
     steps: int | None = opt(None, "optimiser steps; here or in growth's stages", ge=1)
-    batch: int | None = opt(None, "global batch over all ranks and accumulation; here or in growth's stages", ge=1)
+    batch: int | None = opt(
+        None, "global batch over all ranks and accumulation; here or in growth's stages", ge=1
+    )
     accumulate: int = opt(1, "micro-batches a step", ge=1)
     levels: Use = slot("resolution_sampler", "all", "which levels the rows of a batch train")
-    clip: float | None = opt(1.0, "largest gradient norm; none where null is wanted: leave out", gt=0.0)
-    ema: float = opt(0.999, "decay of the averaged weights, with a warmup from the first step", ge=0.0, lt=1.0)
+    clip: float | None = opt(1.0, 'largest gradient norm; "none": not clipped', gt=0.0)
+    ema: float = opt(
+        0.999, "decay of the averaged weights, with a warmup from the first step", ge=0.0, lt=1.0
+    )
     caption_dropout: float = opt(0.1, "share of captions replaced by the empty string", ge=0.0, le=1.0)
     max_bad_steps: int = opt(5, "stop after so many NaN or infinite losses in a row", ge=1)
     checkpoint_every: int = opt(1000, "steps between checkpoints", ge=1)
     keep: int = opt(2, "checkpoints kept", ge=1)
     log_every: int = opt(10, "steps between lines of log.jsonl", ge=1)
     sample_every: int | None = opt(None, "steps between sample grids; only at the end where not given", ge=1)
-    loggers: tuple[Use, ...] = slot("logger", ("tensorboard",), "where numbers and pictures go, beside log.jsonl")
+    loggers: tuple[Use, ...] = slot(
+        "logger", ("tensorboard",), "where numbers and pictures go, beside log.jsonl"
+    )
 
 
 @attrs.frozen
@@ -107,7 +120,7 @@ class Evaluate:
     count: int = opt(256, "pictures drawn for the metrics", ge=1)
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Recipe:
     """A whole run."""
 

@@ -1,0 +1,275 @@
+"""From a recipe to objects: what each table of a recipe becomes, with the context that its kind is given.
+
+Everything heavy is imported where it is used. A recipe comes from `mdmkit.recipe.load` or `resolve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mdmkit.recipe.checks import side
+
+if TYPE_CHECKING:
+    import torch
+
+    from mdmkit.diffusion import Diffusion
+    from mdmkit.nn import NestedUNet
+    from mdmkit.plugins import Registry
+    from mdmkit.recipe import Recipe
+    from mdmkit.sampling.draw import Drawing
+    from mdmkit.train.loop import Parts, Plan
+
+__all__ = [
+    "cond_dim",
+    "dataset",
+    "diffusion",
+    "drawing",
+    "growth",
+    "guidance",
+    "loggers",
+    "loss",
+    "lr_schedule",
+    "metrics",
+    "nest",
+    "optimizer",
+    "parts",
+    "plan",
+    "resolution_sampler",
+    "resolutions",
+    "rule",
+    "spacing",
+    "text_encoder",
+    "threshold",
+    "time_sampler",
+    "weighting",
+]
+
+
+def resolutions(recipe: Recipe, levels: int | None = None) -> tuple[tuple[int, int], ...]:
+    """The (height, width) of each level, low to high; of the first `levels` where given."""
+    return tuple(side(level.resolution) for level in recipe.model.levels[:levels])
+
+
+def cond_dim(recipe: Recipe) -> int | None:
+    """The width of the text features, as the recipe says it; None where the model is unconditional.
+
+    Raises ValueError where the text encoder's settings have no `width`.
+    """
+    if recipe.text is None:
+        return None
+    width = getattr(recipe.text.settings, "width", None)
+    if width is None:
+        raise ValueError(
+            f"text encoder {recipe.text.name!r} has no setting `width`, which the core is built for"
+        )
+    return width
+
+
+def nest(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    levels: int | None = None,
+) -> NestedUNet:
+    """The network of the recipe, its first `levels` levels where given, with fresh parameters."""
+    from mdmkit.nn import NestedUNet
+
+    where: dict[str, Any] = {"device": device, "dtype": dtype}
+    picked = recipe.model.levels[:levels]
+    core = registry.build(picked[0].network, kind="core", cond_dim=cond_dim(recipe), **where)
+    shells = []
+    inner = core
+    for level in picked[1:]:
+        told = {"inner_channels": inner.channels[0], "emb_dim": core.emb_dim, "cond_width": core.cond_width}
+        inner = registry.build(level.network, kind="shell", **told, **where)
+        shells.append(inner)
+    attend = registry.build(recipe.model.attend, kind="attention")
+    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend)
+
+
+def text_encoder(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> torch.nn.Module | None:
+    """The text encoder, or None where the recipe has none."""
+    if recipe.text is None:
+        return None
+    return registry.build(recipe.text, kind="text_encoder", device=device, dtype=dtype)
+
+
+def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
+    """The diffusion process: the schedule shifted for each level, and what the network predicts."""
+    from mdmkit.diffusion import Diffusion
+    from mdmkit.schedules import shift_levels
+
+    said = recipe.diffusion
+    schedule = registry.build(said.schedule, kind="noise_schedule")
+    schedules = shift_levels(schedule, resolutions(recipe), shift_power=said.shift_power)
+    return Diffusion(schedules=schedules, prediction=said.prediction)
+
+
+def dataset(recipe: Recipe, registry: Registry, *, resolution: tuple[int, int] | None = None) -> Any:
+    """The dataset at the recipe's highest resolution, or at another one."""
+    resolution = resolution or resolutions(recipe)[-1]
+    return registry.build(recipe.data.source, kind="dataset", seed=recipe.run.seed, resolution=resolution)
+
+
+def weighting(recipe: Recipe, registry: Registry) -> Any:
+    """The loss weight over logsnr."""
+    return registry.build(recipe.diffusion.weighting, kind="weighting")
+
+
+def time_sampler(recipe: Recipe, registry: Registry) -> Any:
+    """The distribution of t in training."""
+    return registry.build(recipe.diffusion.time_sampler, kind="time_sampler")
+
+
+def loss(recipe: Recipe, registry: Registry) -> Any:
+    """The pixel-wise distance of prediction and target: a function."""
+    return registry.build(recipe.diffusion.loss, kind="loss")
+
+
+def resolution_sampler(recipe: Recipe, registry: Registry, *, levels: int | None = None) -> Any:
+    """Which levels the rows of a batch train, among the first `levels` where given."""
+    levels = levels or len(recipe.model.levels)
+    return registry.build(recipe.train.levels, kind="resolution_sampler", levels=levels)
+
+
+def growth(recipe: Recipe, registry: Registry) -> Any:
+    """Which levels exist at a step."""
+    return registry.build(recipe.growth, kind="growth", levels=len(recipe.model.levels))
+
+
+def optimizer(recipe: Recipe, registry: Registry, params: Iterable[Any]) -> torch.optim.Optimizer:
+    """The optimiser of these parameters (tensors, groups, or (name, tensor) pairs, as torch takes them)."""
+    return registry.build(recipe.train.optimizer, kind="optimizer", params=params)
+
+
+def lr_schedule(recipe: Recipe, registry: Registry) -> Any:
+    """The factor on the learning rate over steps."""
+    return registry.build(recipe.train.lr_schedule, kind="lr_schedule")
+
+
+def loggers(recipe: Recipe, registry: Registry, *, run_dir: Path) -> list[Any]:
+    """Where numbers and pictures go, beside log.jsonl."""
+    return [registry.build(use, kind="logger", run_dir=run_dir) for use in recipe.train.loggers]
+
+
+def metrics(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> Mapping[str, Any]:
+    """What is measured, by the metrics' names."""
+    return {use.name: registry.build(use, kind="metric", device=device) for use in recipe.evaluate.metrics}
+
+
+def rule(recipe: Recipe, registry: Registry) -> Any:
+    """The update rule of sampling: a function."""
+    return registry.build(recipe.sample.rule, kind="sampler")
+
+
+def spacing(recipe: Recipe, registry: Registry) -> Any:
+    """Which times the rule visits: a function."""
+    return registry.build(recipe.sample.spacing, kind="spacing")
+
+
+def threshold(recipe: Recipe, registry: Registry) -> Any:
+    """What keeps predicted pictures in range: a function."""
+    return registry.build(recipe.sample.threshold, kind="threshold")
+
+
+def guidance(recipe: Recipe, registry: Registry) -> list[Any]:
+    """The guidance components, in the order in which they are applied."""
+    return [registry.build(use, kind="guidance") for use in recipe.sample.guidance]
+
+
+def drawing(recipe: Recipe, registry: Registry) -> Drawing:
+    """How pictures are drawn: the [sample] table."""
+    from mdmkit.sampling.draw import Drawing
+
+    return Drawing(
+        rule=rule(recipe, registry),
+        spacing=spacing(recipe, registry),
+        threshold=threshold(recipe, registry),
+        guidance=tuple(guidance(recipe, registry)),
+        steps=recipe.sample.steps,
+    )
+
+
+def plan(recipe: Recipe) -> Plan:
+    """The numbers of a training: the [train] table, with what it shares with others."""
+    from mdmkit.train.loop import Plan
+
+    said = recipe.train
+    if said.steps is None or said.batch is None:
+        raise ValueError("a training needs train.steps and train.batch")
+    return Plan(
+        steps=said.steps,
+        batch=said.batch,
+        seed=recipe.run.seed,
+        accumulate=said.accumulate,
+        clip=said.clip,
+        ema=said.ema,
+        caption_dropout=said.caption_dropout,
+        level_weights=recipe.diffusion.level_weights,
+        precision=recipe.run.precision,
+        max_bad_steps=said.max_bad_steps,
+        checkpoint_every=said.checkpoint_every,
+        keep=said.keep,
+        log_every=said.log_every,
+        workers=recipe.data.workers,
+    )
+
+
+def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> Parts:
+    """The objects of a training, with fresh parameters that depend on run.seed alone."""
+    import torch
+
+    from mdmkit.streams import key_bytes
+    from mdmkit.train.loop import Parts, trained_parameters
+    from mdmkit.train.objective import Objective
+
+    torch.manual_seed(int.from_bytes(key_bytes((recipe.run.seed, "parameters"), 8), "little"))
+    # made on the CPU, so that a seed gives the same start on every device
+    network = nest(recipe, registry).to(device)
+    text = text_encoder(recipe, registry, device=device)
+    if recipe.run.compile:
+        from mdmkit.train.parallel import compile_blocks
+
+        compile_blocks(network)
+    learns = text is not None and getattr(text, "trainable", False)
+    source = dataset(recipe, registry)
+    return Parts(
+        nest=network,
+        text=text,
+        objective=Objective(
+            network,
+            text if learns else None,
+            diffusion=diffusion(recipe, registry),
+            loss_space=recipe.diffusion.loss_space,
+            pixel_loss=loss(recipe, registry),
+            weighting=weighting(recipe, registry),
+        ),
+        dataset=source,
+        optimizer=optimizer(recipe, registry, list(trained_parameters(network, text).items())),
+        lr_schedule=lr_schedule(recipe, registry),
+        resolution_sampler=resolution_sampler(recipe, registry),
+        growth=growth(recipe, registry),
+        time_sampler=time_sampler(recipe, registry),
+        resolutions=resolutions(recipe),
+        empty_features=empty_features(source),
+    )
+
+
+def empty_features(source: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The packed text features of the empty caption and their mask, where the dataset brings features."""
+    import torch
+
+    if not getattr(source, "features", False) or not hasattr(source, "empty_features"):
+        return None
+    features, mask = source.empty_features()
+    return torch.as_tensor(features), torch.as_tensor(mask)

@@ -1,0 +1,53 @@
+"""`mdmkit pack`: a dataset, and its text features, as WebDataset shards."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mdmkit.errors import WrongInput
+
+from .options import AllowPipe, Plugins, RecipeSource, Sets, open_registry
+
+__all__ = ["command"]
+
+
+def command(
+    recipe: RecipeSource,
+    sets: Sets,
+    plugins: Plugins,
+    out: Annotated[Path, typer.Option(help="an empty or new folder for the shards")],
+    count: Annotated[int | None, typer.Option(help="samples; one epoch where not given")] = None,
+    resolution: Annotated[list[int] | None, typer.Option(help="a further side to store; may be given often")] = None,
+    features: Annotated[bool, typer.Option(help="store the text encoder's features too")] = False,
+    shard_size: Annotated[int, typer.Option(help="samples a shard")] = 1000,
+    allow_pipe: AllowPipe = False,
+) -> None:
+    """Write the dataset of a recipe as WebDataset shards with an index beside them."""
+    from mdmkit import assemble
+    from mdmkit.data.pack import pack
+    from mdmkit.recipe import dumps, load
+    from mdmkit.train.parallel import pick_device
+
+    if allow_pipe:
+        os.environ["MDMKIT_ALLOW_PIPE"] = "1"
+    registry = open_registry(plugins)
+    parsed = load(recipe, sets, registry, allow_pipe=allow_pipe)
+    encoder = None
+    if features:
+        encoder = assemble.text_encoder(parsed, registry, device=pick_device(parsed.run.device))
+        if encoder is None or getattr(encoder, "trainable", False):
+            raise WrongInput("pack --features: the recipe's text encoder must be a frozen one (t5, hf); this one learns")
+    sides = [(side, side) for side in resolution or []]
+    source = dumps(parsed)
+    packed = pack(
+        assemble.dataset(parsed, registry), out, count=count, resolutions=sides, encoder=encoder,
+        shard_size=shard_size, workers=parsed.data.workers, source=source,
+    )
+    print(packed.folder)
+    skipped = f", {len(packed.skipped)} unreadable ones left out" if packed.skipped else ""
+    print(f"{packed.samples} samples in {packed.shards} shards{skipped}", file=sys.stderr)

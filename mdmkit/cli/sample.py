@@ -1,0 +1,129 @@
+"""`mdmkit sample`: draw pictures with a trained model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mdmkit.errors import WrongInput
+
+from .options import Plugins, Sets, open_registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from mdmkit.plugins import Registry
+    from mdmkit.recipe.schema import Recipe
+
+__all__ = ["command", "load_model", "model_folder"]
+
+
+def command(
+    sets: Sets,
+    plugins: Plugins,
+    model: Annotated[Path, typer.Argument(help="a run folder, or a model folder (a checkpoint is one)")],
+    prompt: Annotated[list[str] | None, typer.Option(help="a caption; may be given often")] = None,
+    count: Annotated[int, typer.Option(help="pictures a prompt")] = 1,
+    levels: Annotated[int | None, typer.Option(help="run only the inner levels, at their cost")] = None,
+    steps: Annotated[int | None, typer.Option(help="denoising steps; the recipe's where not given")] = None,
+    seed: Annotated[int | None, typer.Option(help="picture i has seed + i; the recipe's where not given")] = None,
+    out: Annotated[Path | None, typer.Option(help="a folder for the pictures; MODEL/drawn where not given")] = None,
+    intermediate: Annotated[int, typer.Option(help="also keep so many predictions on the way")] = 0,
+    noise_device: Annotated[str | None, typer.Option(help="cpu: the same picture on every device")] = None,
+    weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained)")] = "ema",
+) -> None:
+    """Draw pictures for captions at every level: a labelled grid a level, and each picture as a PNG."""
+    from mdmkit import assemble
+    from mdmkit.evaluate.grid import save_grid, save_picture
+    from mdmkit.recipe import load
+    from mdmkit.sampling.draw import draw
+    from mdmkit.train.folder import RESOLVED, free_name
+    from mdmkit.train.parallel import pick_device
+
+    for name, value in (("--count", count), ("--steps", steps), ("--levels", levels)):
+        if value is not None and value < 1:
+            raise WrongInput(f"sample {name}: expected a number of at least 1, got {value}")
+    folder = model_folder(model)
+    overrides = [*sets, *([f"sample.steps={steps}"] if steps else []), *([f"sample.seed={seed}"] if seed is not None else [])]
+    registry = open_registry(plugins)
+    recipe = load(folder / RESOLVED, overrides, registry, allow_pipe=True)
+    if levels is not None and levels > len(recipe.model.levels):
+        raise WrongInput(f"sample --levels: expected 1 to {len(recipe.model.levels)}, got {levels}: the model has no more")
+    device = pick_device(recipe.run.device)
+    nest, text = load_model(folder, recipe, registry, device=device, weights=weights)
+    resolutions = assemble.resolutions(recipe)[: levels or len(recipe.model.levels)]
+    captions = [text_ for text_ in (prompt or recipe.sample.prompts) for _ in range(count)] or [""] * count
+    if not prompt and not recipe.sample.prompts and text is not None:
+        raise WrongInput("sample: give at least one --prompt (the recipe has no sample.prompts)")
+    kept: dict[int, list[tuple[torch.Tensor, ...]]] = {}
+    wanted = {round((i + 1) * recipe.sample.steps / (intermediate + 1)) for i in range(intermediate)}
+
+    def keep(first: int, step: int, at: Any, said: Any) -> None:
+        if step in wanted:
+            rows = [tuple(level[i].cpu() for level in said.x0) for i in range(len(said.x0[0]))]
+            kept.setdefault(step, []).extend(rows)
+
+    pyramids = draw(
+        nest, text, assemble.diffusion(recipe, registry), assemble.drawing(recipe, registry),
+        resolutions=resolutions, captions=captions, seed=recipe.sample.seed, batch=recipe.sample.batch,
+        device=device, noise_device=noise_device, callback=keep if wanted else None,
+    )
+    target = out or free_name(model, "drawn")
+    target.mkdir(parents=True, exist_ok=True)
+    for r, (height, width) in enumerate(resolutions):
+        path = target / f"grid-level-{r}-{height}x{width}.png"
+        save_grid(path, [pyramid[r].cpu() for pyramid in pyramids], captions)
+        print(path)
+        for step, rows in sorted(kept.items()):
+            way = target / f"grid-level-{r}-{height}x{width}-after-{step:04d}.png"
+            save_grid(way, [row[r] for row in rows], captions)
+            print(way)
+    for i, pyramid in enumerate(pyramids):
+        save_picture(target / f"picture-{recipe.sample.seed + i:05d}.png", pyramid[-1].cpu())
+    print(f"{len(pyramids)} pictures in {target}", file=sys.stderr)
+
+
+def model_folder(given: Path) -> Path:
+    """The folder with weights and a resolved recipe that a user means: itself, or a run's newest checkpoint.
+
+    Raises:
+        WrongInput: there is none.
+    """
+    from mdmkit.train.folder import RESOLVED
+    from mdmkit.train.state import latest
+
+    if (given / "checkpoints").is_dir():
+        found = latest(given / "checkpoints")
+        if found is None:
+            raise WrongInput(f"{given} has no whole checkpoint yet; let it train longer: mdmkit run --resume {given}")
+        return found
+    if not (given / RESOLVED).is_file():
+        raise WrongInput(f"{given} is neither a run folder nor a model folder ({RESOLVED} is missing)")
+    return given
+
+
+def load_model(
+    folder: Path, recipe: Recipe, registry: Registry, *, device: torch.device, weights: str = "ema"
+) -> tuple[Any, Any]:
+    """The nest and text encoder of a model folder, every tensor accounted for."""
+    import torch
+
+    from mdmkit import assemble
+    from mdmkit.train.loop import check_names, trained_parameters
+    from mdmkit.train.state import load as load_checkpoint
+
+    if weights not in ("ema", "model"):
+        raise WrongInput(f"sample --weights: expected ema or model, got '{weights}'")
+    checkpoint = load_checkpoint(folder, only=(weights,))
+    nest = assemble.nest(recipe, registry, device=device)
+    text = assemble.text_encoder(recipe, registry, device=device)
+    parameters = trained_parameters(nest, text)
+    stored = checkpoint.tensors.get(weights, {})
+    check_names(folder, parameters, stored)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
+    return nest, text

@@ -1,0 +1,204 @@
+"""Pictures in a folder, with captions beside them, in a table, or from the names of subfolders."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+from mdmkit.errors import WrongInput
+
+from .order import Order, Place
+from .pictures import EXTENSIONS, as_size, decode, fit
+from .sample import Sample, Unreadable, first_readable
+
+__all__ = ["Folder"]
+
+
+class Folder:
+    """Pictures under `path`, at any depth, shuffled anew in every epoch.
+
+    `captions`: "txt" reads `name.txt` beside each picture; "csv" reads a CSV or TSV with a header and
+    columns `file_column` (relative to the table) and `caption_column`, namely `table`, or else the only one
+    in the folder; "folders" takes the name of the first subfolder as caption; "none" gives every picture
+    the empty caption; "auto" takes a table where there is one, .txt files where there are any, and else
+    subfolders.
+
+    WrongInput where the folder, pictures or captions are missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        resolution: int | tuple[int, int],
+        path: str,
+        captions: str = "auto",
+        table: str | None = None,
+        file_column: str = "file",
+        caption_column: str = "caption",
+        crop: str = "center",
+        flip: bool = False,
+        shuffle: bool = True,
+        max_bad: int = 100,
+    ) -> None:
+        self.seed = seed
+        self.resolution = as_size(resolution)
+        self.root = Path(path).expanduser().absolute()
+        self.crop, self.flip, self.max_bad = crop, flip, max_bad
+        if not self.root.is_dir():
+            raise WrongInput(f"{path}: expected a folder of pictures, found {_kind(self.root)}")
+        names = _walk(self.root)
+        tables = [name for name in names if "/" not in name and _suffix(name) in ("csv", "tsv")]
+        if captions == "auto":
+            captions = "csv" if table or tables else _guess(names, path)
+        self.captions_from = captions
+        self.table: dict[str, str] = {}
+        if captions == "csv":
+            where = self.root / (table or _only(tables, path))
+            self.table = _read_table(where, self.root, file_column, caption_column)
+            self.files = sorted(self.table)
+            _refuse(
+                path,
+                "named in the table but not there",
+                [f for f in self.files if not (self.root / f).is_file()],
+            )
+        elif captions in ("txt", "folders", "none"):
+            self.files = [name for name in names if _suffix(name) in EXTENSIONS]
+        else:
+            raise ValueError(f'expected captions "auto", "txt", "csv", "folders" or "none", got {captions!r}')
+        if not self.files:
+            raise WrongInput(f"{path}: found no pictures ({', '.join(EXTENSIONS)})")
+        self.texts: dict[str, str] = {}
+        if captions == "txt":
+            texts = {name[: -len(".txt")]: name for name in names if _suffix(name) == "txt"}
+            stems = {name: name.rpartition(".")[0] for name in self.files}
+            _refuse(
+                path,
+                "without a .txt beside them",
+                [name for name, stem in stems.items() if stem not in texts],
+            )
+            self.texts = {name: texts[stem] for name, stem in stems.items()}
+        if captions == "folders":
+            _refuse(path, "outside of any class folder", [name for name in self.files if "/" not in name])
+        self.order = Order([len(self.files)], seed=seed, shuffle=shuffle)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __repr__(self) -> str:
+        return f"Folder({str(self.root)!r}, pictures={len(self)}, captions={self.captions_from!r})"
+
+    def sample(self, position: int) -> Sample:
+        """The sample at this position; unreadable ones are passed over."""
+        return first_readable(
+            self.order.candidates(position), lambda place: self._read(place, position), max_bad=self.max_bad
+        )
+
+    def captions(self, count: int, held_out: bool = False) -> list[str]:
+        """The captions of the first `count` positions; a folder holds none back."""
+        if held_out:
+            raise ValueError("a folder has no held-out captions; give prompts instead")
+        return [self._caption(self.files[self.order[position].row]) for position in range(count)]
+
+    def class_names(self) -> list[str]:
+        """Every different caption of class subfolders, sorted."""
+        return sorted({self._caption(name) for name in self.files}) if self.captions_from == "folders" else []
+
+    def _read(self, place: Place, position: int) -> Sample:
+        name = self.files[place.row]
+        try:
+            picture, size = decode((self.root / name).read_bytes(), at_least=2 * max(self.resolution))
+            caption = self._caption(name)
+        except Exception as error:  # decoders raise what they like on broken data
+            raise Unreadable(name, f"{type(error).__name__}: {error}") from error
+        image = fit(picture, self.resolution, crop=self.crop, flip=self.flip, key=(self.seed, position))
+        return Sample(image=image, caption=caption, key=name, size=size)
+
+    def _caption(self, name: str) -> str:
+        if self.captions_from == "txt":
+            return (self.root / self.texts[name]).read_text("utf-8-sig").strip()
+        if self.captions_from == "csv":
+            return self.table[name]
+        return name.partition("/")[0] if self.captions_from == "folders" else ""
+
+
+def _walk(root: Path) -> list[str]:
+    """Every file under `root` by its relative path, sorted, so that all machines number them alike."""
+    names = []
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(folder).relative_to(root)
+        names += [(inside / name).as_posix() for name in files if not name.startswith(".")]
+    return sorted(names)
+
+
+def _guess(names: list[str], path: str) -> str:
+    pictures = [name for name in names if _suffix(name) in EXTENSIONS]
+    if any(_suffix(name) == "txt" for name in names):
+        return "txt"
+    if pictures and all("/" in name for name in pictures):
+        return "folders"
+    if not pictures:
+        raise WrongInput(f"{path}: found no pictures ({', '.join(EXTENSIONS)})")
+    raise WrongInput(
+        f"{path}: found no captions; add a .txt beside each picture, a CSV with columns file and caption, or "
+        'class subfolders, or say captions = "none"'
+    )
+
+
+def _only(tables: list[str], path: str) -> str:
+    if len(tables) != 1:
+        found = f"found {len(tables)} ({', '.join(tables)})" if tables else "found none"
+        raise WrongInput(
+            f"{path}: expected one .csv or .tsv in the folder, {found}; say which by table = ..."
+        )
+    return tables[0]
+
+
+def _read_table(where: Path, root: Path, file_column: str, caption_column: str) -> dict[str, str]:
+    """Pictures by path relative to the root, with their captions; a picture named twice is an error."""
+    captions: dict[str, str] = {}
+    try:
+        with open(where, encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines, delimiter="\t" if _suffix(where.name) == "tsv" else ",")
+            for column in (file_column, caption_column):
+                if column not in (rows.fieldnames or ()):
+                    known = ", ".join(rows.fieldnames or ()) or "none"
+                    raise WrongInput(
+                        f"{where}: expected a header with column {column!r}, got columns: {known}"
+                    )
+            for row in rows:
+                if row[file_column] is None or row[caption_column] is None:
+                    raise WrongInput(
+                        f"{where}:{rows.line_num}: expected {len(rows.fieldnames or ())} columns, got fewer"
+                    )
+                name = os.path.relpath(where.parent / row[file_column], root).replace(os.sep, "/")
+                if name in captions:
+                    raise WrongInput(f"{where}:{rows.line_num}: {row[file_column]} is named twice")
+                captions[name] = row[caption_column].strip()
+    except FileNotFoundError:
+        raise WrongInput(f"{where}: the table of captions is not there") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise WrongInput(f"{where}: cannot be read as UTF-8 CSV: {error}") from error
+    return captions
+
+
+def _refuse(path: str, fault: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise WrongInput(f"{path}: {len(names)} pictures {fault}: {', '.join(names[:3])}{more}")
+
+
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2].lower() if "." in name else ""
+
+
+def _kind(path: Path) -> str:
+    return "a file" if path.exists() else "nothing"

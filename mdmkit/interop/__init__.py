@@ -1,0 +1,1 @@
+"""Other projects' files: read into our settings and names, and written back."""

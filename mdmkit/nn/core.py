@@ -1,0 +1,183 @@
+"""The innermost network of a nest: a U-Net that reads the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .attention import TextLayer
+from .blocks import ResBlock
+from .unet import Running, Text, UNet
+
+__all__ = ["TextPath", "UNetCore"]
+
+
+class TextPath(nn.Module):
+    """Text features to what the network reads: projected, through self-attention layers, and pooled.
+
+    cond (B, L, cond_dim), mask (B, L) bool or None. The pooled vector is the mean over the tokens that the
+    mask leaves, zero where it leaves none. Source: Gu et al. 2024 (2310.15111), released networks.
+    """
+
+    def __init__(
+        self,
+        cond_dim: int,
+        *,
+        cond_width: int | None,
+        layers: int,
+        heads: int,
+        pooled_dim: int | None,
+        masked: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        where = {"device": device, "dtype": dtype}
+        self.cond_dim, self.masked = cond_dim, masked
+        width = cond_width or cond_dim
+        self.project = None if cond_width is None else nn.Linear(cond_dim, cond_width, **where)
+        self.layers = nn.ModuleList(TextLayer(width, heads=heads, **where) for _ in range(layers))
+        self.pool = None if pooled_dim is None else nn.Linear(width, pooled_dim, bias=False, **where)
+
+    def forward(self, cond: Tensor, mask: Tensor | None, run: Running) -> Text:
+        x = cond if self.project is None else self.project(cond)
+        # released networks that ignore the mask do so in the pooling only where they have layers of their own
+        inside = mask if self.masked or not self.layers else None
+        for layer in self.layers:
+            x = run(layer, x, inside, run.attend)
+        pooled = None
+        if self.pool is not None:
+            if inside is None:
+                pooled = x.mean(1)
+            else:
+                kept = inside[..., None].to(x.dtype)
+                pooled = (x * kept).sum(1) / kept.sum(1).clamp(min=1)
+            pooled = self.pool(pooled)
+        return Text(x, mask, pooled)
+
+
+class UNetCore(UNet):
+    """Level 0 of a nest: a U-Net with cross-attention to the text, which it prepares for every level.
+
+    channels, blocks (residual blocks), attention (attention layers behind each residual block): one entry a
+    stage, high resolution to low; strides: between the stages, an int or (height, width) each, 2 where not
+    given. emb_dim: width of the time embedding, 4 * channels[0] where not given. middle: two more residual
+    blocks with attention between them at the lowest stage. ffn: an MLP in each attention layer. cond_width:
+    width that the text is projected to, as it comes where not given; text_layers: self-attention layers over
+    the text; pooled_text: the mean of the text goes into the embedding; masked_cross_attention: padding is
+    not looked at. micro_conditioning: numbers about the picture and their defaults. block makes residual
+    blocks.
+
+    cond_dim: width of the text features, None: unconditional. Raises ValueError where the numbers do not fit.
+    Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int] = (64, 128, 256),
+        blocks: int | Sequence[int] = 2,
+        attention: int | Sequence[int] = (0, 0, 1),
+        strides: Sequence[int | Sequence[int]] | None = None,
+        in_channels: int = 3,
+        emb_dim: int | None = None,
+        heads: int = 8,
+        norm_groups: int = 32,
+        ffn: bool = True,
+        middle: bool = True,
+        cond_width: int | None = None,
+        text_layers: int = 0,
+        pooled_text: bool = True,
+        masked_cross_attention: bool = True,
+        micro_conditioning: Mapping[str, float] | None = None,
+        block: Callable[..., nn.Module] = ResBlock,
+        cond_dim: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if cond_dim is None and (cond_width is not None or text_layers):
+            raise ValueError(
+                "cond_width and text_layers need text features, but cond_dim is None; leave them out"
+            )
+        width = None if cond_dim is None else cond_width or cond_dim
+        super().__init__(
+            channels=channels,
+            blocks=blocks,
+            attention=attention,
+            strides=strides,
+            in_channels=in_channels,
+            emb_dim=emb_dim,
+            heads=heads,
+            norm_groups=norm_groups,
+            ffn=ffn,
+            masked_cross_attention=masked_cross_attention,
+            micro_conditioning=micro_conditioning,
+            block=block,
+            middle=middle,
+            cond_width=width,
+            device=device,
+            dtype=dtype,
+        )
+        self.cond_dim, self.cond_width, self.pooled_text = (
+            cond_dim,
+            width,
+            cond_dim is not None and pooled_text,
+        )
+        self.text = None
+        if cond_dim is not None:
+            self.text = TextPath(
+                cond_dim,
+                cond_width=cond_width,
+                layers=text_layers,
+                heads=heads,
+                pooled_dim=self.emb_dim if pooled_text else None,
+                masked=masked_cross_attention,
+                device=device,
+                dtype=dtype,
+            )
+
+    def read(
+        self, cond: Tensor | None, mask: Tensor | None = None, run: Running | None = None
+    ) -> Text | None:
+        """What every level is told about the text; cond (B, L, cond_dim), mask (B, L) bool, None: no text.
+
+        Raises ValueError where text is given but not expected, expected but not given, or of another width.
+        """
+        if self.text is None:
+            if cond is not None:
+                raise ValueError("text features are given, but the core is built without them; set cond_dim")
+            return None
+        if cond is None or cond.shape[-1] != self.cond_dim:
+            came = "none" if cond is None else f"width {cond.shape[-1]}"
+            raise ValueError(f"expected text features of width {self.cond_dim}, got {came}")
+        return self.text(cond, mask, run or Running())
+
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor,
+        *,
+        text: Text | None = None,
+        micros: Mapping[str, Tensor] | None = None,
+        carried: Tensor | None = None,
+        run: Running | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """z (B, in_channels, H, W), t (B,) in [0, 1] to prediction and features, both at the resolution of z.
+
+        text is what `read` gives; carried (b <= B, channels[0], H, W) are features of the shell around, of
+        the first rows. Raises ValueError where the strides do not divide H and W.
+        """
+        run = run or Running()
+        self.check_size(z)
+        emb = self.embedding(t, micros)
+        if text is not None and text.pooled is not None:
+            emb = emb + text.pooled
+        x, skips = self.go_down(z, emb, carried, text, run)
+        if self.middle is not None:
+            features, mask = self.seen(text)
+            for j in range(len(self.middle.blocks)):
+                x = self.middle.step(j, x, emb, features, mask, run)
+        x = self.go_up(x, emb, skips, text, run)
+        return self.head(x), x

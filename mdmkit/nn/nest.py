@@ -1,0 +1,183 @@
+"""A nest of networks that denoises a picture at several resolutions at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, cast
+
+from torch import Tensor, nn
+
+from .attention import Attend, sdpa
+from .core import TextPath
+from .shell import Encoded
+from .unet import Running, Stage, Text
+
+__all__ = ["Core", "NestedUNet", "Shell"]
+
+
+class Core(Protocol):
+    """Level 0 of a nest; it owns the text. `channels[0]` is the width of its features.
+
+    cond_width is the width of the text features that it gives to the shells, None where it reads no text;
+    pooled_text: it also gives a vector (B, emb_dim) that is added to every level's embedding.
+    """
+
+    channels: tuple[int, ...]
+    in_channels: int
+    emb_dim: int
+    micro_conditioning: Mapping[str, float]
+    cond_width: int | None
+    pooled_text: bool
+
+    def read(self, cond: Tensor | None, mask: Tensor | None, run: Running, /) -> Text | None: ...
+
+    def __call__(
+        self,
+        z: Tensor,
+        t: Tensor,
+        /,
+        *,
+        text: Text | None,
+        micros: Mapping[str, Tensor] | None,
+        carried: Tensor | None,
+        run: Running,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Shell(Protocol):
+    """Level r >= 1 of a nest; `ratio` is how much higher and wider its pictures are than those inside."""
+
+    channels: tuple[int, ...]
+    in_channels: int
+    inner_channels: int
+    emb_dim: int
+    micro_conditioning: Mapping[str, float]
+    ratio: tuple[int, int]
+
+    def encode(
+        self,
+        z: Tensor,
+        t: Tensor,
+        /,
+        *,
+        text: Text | None,
+        micros: Mapping[str, Tensor] | None,
+        carried: Tensor | None,
+        run: Running,
+    ) -> Encoded: ...
+
+    def decode(self, encoded: Encoded, inner: Tensor, run: Running, /) -> tuple[Tensor, Tensor]: ...
+
+
+class NestedUNet(nn.Module):
+    """A core and the shells around it; parameters are `levels.0.*` (core) and `levels.r.*` (shells).
+
+    use_checkpoint: blocks are run again in the backward pass, which trades time for memory. attend: the
+    attention of every level. Source: Gu et al. 2024 (2310.15111), section 3.2.
+    """
+
+    def __init__(
+        self,
+        core: nn.Module,
+        shells: Iterable[nn.Module] = (),
+        *,
+        use_checkpoint: bool = False,
+        attend: Attend = sdpa,
+    ) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList([core, *shells])
+        self.use_checkpoint = use_checkpoint
+        self.attend = attend
+        innermost, outer = self.parts()
+        inside, emb_dim = innermost.channels[0], innermost.emb_dim
+        for r, shell in enumerate(outer, 1):
+            if shell.inner_channels != inside:
+                raise ValueError(
+                    f"expected level {r} built with inner_channels={inside}, got {shell.inner_channels}"
+                )
+            inside = shell.channels[0]
+            if innermost.pooled_text and shell.emb_dim != emb_dim:
+                raise ValueError(
+                    f"expected level {r} built with emb_dim={emb_dim}, the core's, as the pooled text is added "
+                    f"to every level's embedding, got {shell.emb_dim}"
+                )
+
+    def extra_repr(self) -> str:
+        return f"use_checkpoint={self.use_checkpoint}"
+
+    def forward(
+        self,
+        z: Sequence[Tensor],
+        t: Tensor,
+        cond: Tensor | None = None,
+        cond_mask: Tensor | None = None,
+        micros: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Predictions of the first len(z) levels, low resolution to high.
+
+        z[r] (B_r, 3, H_r, W_r) with B = B_0 >= B_1 >= ...: the first B_r rows of the batch; t (B,) in [0, 1];
+        cond (B, L, D), cond_mask (B, L) bool, True: a token; micros: (B,) each. Returns tensors shaped like
+        z.
+
+        Raises ValueError for more levels than there are, more rows outside than inside, resolutions that do
+        not fit the shells' ratios, text of a wrong width, or micro-conditioning that no level reads.
+        """
+        self._check(z, micros)
+        core, shells = self.parts()
+        shells = shells[: len(z) - 1]
+        run = Running(self.attend, self.use_checkpoint)
+        text = core.read(cond, cond_mask, run)
+
+        def rows(count: int) -> dict:
+            few = None if micros is None else {key: value[:count] for key, value in micros.items()}
+            return {"text": None if text is None else text.rows(count), "micros": few, "run": run}
+
+        carried: Tensor | None = None
+        encoded = []
+        for shell, z_r in zip(reversed(shells), reversed(z[1:]), strict=True):
+            count = len(z_r)
+            encoded.append(shell.encode(z_r, t[:count], carried=carried, **rows(count)))
+            carried = encoded[-1].inwards
+
+        prediction, features = core(z[0], t, carried=carried, **rows(len(z[0])))
+        predictions = [prediction]
+        for shell, z_r in zip(shells, z[1:], strict=True):
+            prediction, features = shell.decode(encoded.pop(), features[: len(z_r)], run)
+            predictions.append(prediction)
+        return tuple(predictions)
+
+    def parts(self) -> tuple[Core, list[Shell]]:
+        """The core and the shells around it."""
+        core, *shells = self.levels
+        return cast(Core, core), cast("list[Shell]", shells)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The modules that are run again by use_checkpoint, and are worth compiling, one by one."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                yield from module.blocks
+                for layers in module.attention:
+                    yield from layers.children()
+            elif isinstance(module, TextPath):
+                yield from module.layers
+
+    def _check(self, z: Sequence[Tensor], micros: Mapping[str, Tensor] | None) -> None:
+        core, shells = self.parts()
+        if not 1 <= len(z) <= len(self.levels):
+            raise ValueError(f"expected pictures of 1 to {len(self.levels)} levels, got {len(z)}")
+        for r in range(1, len(z)):
+            if len(z[r]) > len(z[r - 1]):
+                raise ValueError(
+                    f"expected at most the {len(z[r - 1])} rows of level {r - 1} at level {r}, "
+                    f"got {len(z[r])}"
+                )
+            (h, w), (rh, rw) = z[r - 1].shape[-2:], shells[r - 1].ratio
+            if z[r].shape[-2:] != (h * rh, w * rw):
+                came = " x ".join(map(str, z[r].shape[-2:]))
+                raise ValueError(f"expected {h * rh} x {w * rw} pixels at level {r}, got {came}")
+        known = {key for level in (core, *shells) for key in level.micro_conditioning}
+        for key in micros or {}:
+            if key not in known:
+                raise ValueError(
+                    f"no level reads the micro-conditioning {key!r} (known: {', '.join(sorted(known))})"
+                )

@@ -1,0 +1,121 @@
+"""A level around another network: it works at a higher resolution and hands its features inwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import ResBlock
+from .unet import Running, Text, UNet
+from .zero import zeroed
+
+__all__ = ["Encoded", "UNetShell"]
+
+
+class Encoded(NamedTuple):
+    """A shell on its way in: its lowest features, what it keeps for the way out, what it hands inwards."""
+
+    x: Tensor
+    emb: Tensor
+    skips: list[Tensor]
+    text: Text | None
+    inwards: Tensor | None
+
+
+class UNetShell(UNet):
+    """Level r >= 1 of a nest: the outer part of a U-Net, whose lowest stage works at the resolution inside.
+
+    Settings as of `UNetCore`; the product of the strides is the ratio to the level inside. inner_input: the
+    inner level sees this one's features. normalize_input: the picture is divided by its own standard
+    deviation. inner_channels: width of the features of the level inside, its channels[0]. emb_dim: the
+    core's, as its pooled text is added to this level's time embedding; 4 * channels[0] where not given.
+    cond_width: the core's, width of the text features that it gives; None: no cross-attention here.
+
+    Everything that joins the level inside starts at zero, so that a new shell changes nothing below it.
+    Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int] = (32, 64),
+        blocks: int | Sequence[int] = 2,
+        attention: int | Sequence[int] = 0,
+        strides: Sequence[int | Sequence[int]] | None = None,
+        in_channels: int = 3,
+        heads: int = 8,
+        norm_groups: int = 32,
+        ffn: bool = True,
+        masked_cross_attention: bool = True,
+        micro_conditioning: Mapping[str, float] | None = None,
+        inner_input: bool = True,
+        normalize_input: bool = False,
+        block: Callable[..., nn.Module] = ResBlock,
+        inner_channels: int,
+        emb_dim: int | None = None,
+        cond_width: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            channels=channels,
+            blocks=blocks,
+            attention=attention,
+            strides=strides,
+            in_channels=in_channels,
+            emb_dim=emb_dim,
+            heads=heads,
+            norm_groups=norm_groups,
+            ffn=ffn,
+            masked_cross_attention=masked_cross_attention,
+            micro_conditioning=micro_conditioning,
+            block=block,
+            middle=False,
+            cond_width=cond_width,
+            device=device,
+            dtype=dtype,
+        )
+        self.inner_channels, self.normalize_input = inner_channels, normalize_input
+        width = self.channels[-1]
+
+        def adapter(inside: int, outside: int) -> nn.Conv2d:
+            return zeroed(nn.Conv2d(inside, outside, 3, padding=1, device=device, dtype=dtype))
+
+        self.in_adapter = adapter(width, inner_channels) if inner_input else None
+        self.out_adapter = adapter(inner_channels, width)
+
+    def extra_repr(self) -> str:
+        return f"normalize_input={self.normalize_input}"
+
+    def encode(
+        self,
+        z: Tensor,
+        t: Tensor,
+        *,
+        text: Text | None = None,
+        micros: Mapping[str, Tensor] | None = None,
+        carried: Tensor | None = None,
+        run: Running | None = None,
+    ) -> Encoded:
+        """The way in: z (B, in_channels, H, W), t (B,); carried as in `UNetCore.forward`.
+
+        `inwards` of the result is (B, inner_channels, H / ratio, W / ratio), or None without inner_input.
+        Raises ValueError where the strides do not divide H and W.
+        """
+        self.check_size(z)
+        if self.normalize_input:
+            z = z / z.std(dim=(1, 2, 3), keepdim=True)
+        emb = self.embedding(t, micros)
+        if text is not None and text.pooled is not None:
+            emb = emb + text.pooled
+        x, skips = self.go_down(z, emb, carried, text, run or Running())
+        return Encoded(x, emb, skips, text, None if self.in_adapter is None else self.in_adapter(x))
+
+    def decode(self, encoded: Encoded, inner: Tensor, run: Running | None = None) -> tuple[Tensor, Tensor]:
+        """The way out: the features of the level inside to prediction and features at the resolution of z."""
+        x = encoded.x + self.out_adapter(inner)
+        x = self.go_up(x, encoded.emb, encoded.skips, encoded.text, run or Running())
+        return self.head(x), x

@@ -1,0 +1,236 @@
+"""What a core and a shell have in common: the way down, the way up, and their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mdmkit.divisors import check_divides
+
+from .attention import Attend, ImageAttention, sdpa
+from .blocks import Downsample, Upsample
+from .embed import Embedding
+from .zero import zeroed
+
+__all__ = ["Running", "Stage", "Text", "UNet", "pair"]
+
+
+class Text(NamedTuple):
+    """What the core made of the text: features (B, L, D), their mask (B, L), a vector for the embedding."""
+
+    features: Tensor
+    mask: Tensor | None
+    pooled: Tensor | None
+
+    def rows(self, count: int) -> Text:
+        """Of the first `count` rows of the batch."""
+        return Text(*(None if part is None else part[:count] for part in self))  # pyright: ignore[reportArgumentType]
+
+
+class Running(NamedTuple):
+    """How blocks are run: by which attention, and whether again in the backward pass to save memory."""
+
+    attend: Attend = sdpa
+    use_checkpoint: bool = False
+
+    def __call__(self, module: nn.Module, *args: Any) -> Tensor:
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(module, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return module(*args)
+
+
+def pair(stride: int | Sequence[int]) -> tuple[int, int]:
+    """A stride as (height, width)."""
+    if isinstance(stride, int):
+        return stride, stride
+    if len(stride) != 2:
+        raise ValueError(f"expected a stride as one number or [height, width], got {list(stride)}")
+    return stride[0], stride[1]
+
+
+def per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
+    values = (value,) * stages if isinstance(value, int) else tuple(value)
+    if len(values) != stages:
+        raise ValueError(f"expected one entry a stage in {name}, {stages}, got {len(values)}")
+    return values
+
+
+class Stage(nn.Module):
+    """Residual blocks at one resolution, each followed by its attention layers; then the way to the next."""
+
+    def __init__(
+        self,
+        *,
+        blocks: Sequence[nn.Module],
+        attention: Sequence[Sequence[nn.Module]],
+        resample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList(nn.ModuleList(layers) for layers in attention)
+        self.resample = resample
+
+    def step(
+        self, j: int, x: Tensor, emb: Tensor, text: Tensor | None, mask: Tensor | None, run: Running
+    ) -> Tensor:
+        """The j-th residual block and the attention layers behind it."""
+        x = run(self.blocks[j], x, emb)
+        for layer in self.attention[j]:  # pyright: ignore[reportGeneralTypeIssues]
+            x = run(layer, x, text, mask, run.attend)
+        return x
+
+
+class UNet(nn.Module):
+    """What a core and a shell share; stages are numbered from high resolution to low, both ways."""
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        blocks: int | Sequence[int],
+        attention: int | Sequence[int],
+        strides: Sequence[int | Sequence[int]] | None,
+        in_channels: int,
+        emb_dim: int | None,
+        heads: int,
+        norm_groups: int,
+        ffn: bool,
+        masked_cross_attention: bool,
+        micro_conditioning: Mapping[str, float] | None,
+        block: Callable[..., nn.Module],
+        middle: bool,
+        cond_width: int | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        if not channels:
+            raise ValueError("expected at least one stage in channels, got none")
+        self.channels = tuple(channels)
+        stages = len(self.channels)
+        counts, layers = per_stage("blocks", blocks, stages), per_stage("attention", attention, stages)
+        self.strides = tuple(pair(stride) for stride in (strides or (2,) * (stages - 1)))
+        if len(self.strides) != stages - 1:
+            raise ValueError(
+                f"expected one stride between each two stages, {stages - 1}, got {len(self.strides)}"
+            )
+        self.ratio = prod(h for h, _ in self.strides), prod(w for _, w in self.strides)
+        if min(counts) < 1:
+            raise ValueError(f"expected at least one residual block a stage, got {list(counts)}")
+        for width in self.channels:
+            check_divides("norm_groups", norm_groups, "channels", width)
+        self.in_channels = in_channels
+        self.masked_cross_attention = masked_cross_attention
+        self.emb_dim = emb_dim = emb_dim or 4 * self.channels[0]
+
+        def residual(inside: int, outside: int) -> nn.Module:
+            return block(
+                in_channels=inside, out_channels=outside, emb_dim=emb_dim, norm_groups=norm_groups, **where
+            )
+
+        def attentions(width: int, count: int) -> list[nn.Module]:
+            options = {"heads": heads, "norm_groups": norm_groups, "cond_width": cond_width, "ffn": ffn}
+            return [ImageAttention(width, **options, **where) for _ in range(count)]
+
+        self.micro_conditioning = dict(micro_conditioning or {})
+        self.embedding = Embedding(emb_dim, micro_conditioning=micro_conditioning, **where)
+        self.conv_in = nn.Conv2d(in_channels, self.channels[0], 3, padding=1, **where)
+
+        self.down = nn.ModuleList()
+        skips, width = [self.channels[0]], self.channels[0]
+        for i, (outside, count) in enumerate(zip(self.channels, counts, strict=True)):
+            inside = [width, *[outside] * (count - 1)]
+            last = i == stages - 1
+            self.down.append(
+                Stage(
+                    blocks=[residual(c, outside) for c in inside],
+                    attention=[attentions(outside, layers[i]) for _ in range(count)],
+                    resample=None if last else Downsample(outside, self.strides[i], **where),
+                )
+            )
+            width = outside
+            skips += [outside] * (count + (not last))
+
+        self.middle = None
+        if middle:
+            self.middle = Stage(
+                blocks=[residual(width, width), residual(width, width)], attention=[attentions(width, 1), []]
+            )
+
+        ups: list[nn.Module] = []
+        for i in reversed(range(stages)):
+            outside, widths = self.channels[i], []
+            for _ in range(counts[i] + 1):
+                widths.append(width + skips.pop())
+                width = outside
+            ups.append(
+                Stage(
+                    blocks=[residual(c, outside) for c in widths],
+                    attention=[attentions(outside, layers[i]) for _ in widths],
+                    resample=Upsample(outside, self.strides[i - 1], **where) if i else None,
+                )
+            )
+        self.up = nn.ModuleList(reversed(ups))
+        self.norm_out = nn.GroupNorm(norm_groups, self.channels[0], **where)
+        self.conv_out = zeroed(nn.Conv2d(self.channels[0], in_channels, 3, padding=1, **where))
+
+    def go_down(
+        self, z: Tensor, emb: Tensor, carried: Tensor | None, text: Text | None, run: Running
+    ) -> tuple[Tensor, list[Tensor]]:
+        """From a picture to the features of the lowest stage, and what each step leaves for the way up.
+
+        `carried` are the features of the shell around it, of the first rows of the batch only where it has
+        fewer.
+        """
+        x = self.conv_in(z)
+        if carried is not None:
+            few = len(carried)
+            x = x + carried if few == len(x) else torch.cat([x[:few] + carried, x[few:]])
+        features, mask = self.seen(text)
+        skips = [x]
+        for stage in self.down:
+            assert isinstance(stage, Stage)
+            for j in range(len(stage.blocks)):
+                x = stage.step(j, x, emb, features, mask, run)
+                skips.append(x)
+            if stage.resample is not None:
+                x = stage.resample(x)
+                skips.append(x)
+        return x, skips
+
+    def go_up(self, x: Tensor, emb: Tensor, skips: list[Tensor], text: Text | None, run: Running) -> Tensor:
+        """From the features of the lowest stage to those of the highest."""
+        features, mask = self.seen(text)
+        skips = list(skips)
+        for stage in reversed(self.up):  # pyright: ignore[reportArgumentType, reportCallIssue]
+            assert isinstance(stage, Stage)
+            for j in range(len(stage.blocks)):
+                x = stage.step(j, torch.cat([x, skips.pop()], 1), emb, features, mask, run)
+            if stage.resample is not None:
+                x = stage.resample(x)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """The prediction that a level makes of its features."""
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+    def seen(self, text: Text | None) -> tuple[Tensor | None, Tensor | None]:
+        """The text features, and their mask, as the cross-attention of this level sees them."""
+        if text is None:
+            return None, None
+        return text.features, text.mask if self.masked_cross_attention else None
+
+    def check_size(self, z: Tensor) -> None:
+        """ValueError where the strides do not divide a picture's sides."""
+        for name, side, factor in zip(("height", "width"), z.shape[-2:], self.ratio, strict=True):
+            if side % factor:
+                raise ValueError(
+                    f"expected a {name} that the strides divide, a multiple of {factor}, got {side}"
+                )

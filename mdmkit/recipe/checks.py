@@ -1,0 +1,224 @@
+"""What no field can see alone: rules across the tables of a recipe. No torch.
+
+Each rule is a function named after what it guards; its parameters are the tables that it reads, and it runs
+when those are in order by themselves, whatever is wrong elsewhere. Rules inside one component are its
+settings' `problems()`; rules between a level's network and its resolution are the `level_problems()` of a
+core's or shell's settings. Both give pairs of a path inside the table and a message.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from .options import Use
+from .problems import Path, Problem
+from .schema import Data, Diffusion, Model, Sample, Train
+
+__all__ = ["cross_problems", "side", "uses"]
+
+
+def cross_problems(tables: Mapping[str, Any], *, allow_pipe: bool = False) -> list[Problem]:
+    """The problems that all rules find in the tables of a recipe that are structured."""
+    given = {**tables, "allow_pipe": allow_pipe}
+    found: list[Problem] = []
+    for rule in RULES:
+        needs = inspect.signature(rule).parameters
+        if all(name in given for name in needs):
+            found += rule(**{name: given[name] for name in needs})
+    return found
+
+
+def side(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """A resolution as (height, width)."""
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
+
+
+def text_of(resolution: int | tuple[int, int]) -> str:
+    h, w = side(resolution)
+    return str(h) if h == w else f"[{h}, {w}]"
+
+
+def levels_exist(model: Model) -> Iterator[Problem]:
+    if not model.levels:
+        yield Problem("model.levels", "expected at least one level, got an empty list")
+
+
+def levels_nest(model: Model) -> Iterator[Problem]:
+    """Each level is a whole multiple of the one inside it along each axis, and its network fits there."""
+    inner: tuple[int, int] | None = None
+    for r, level in enumerate(model.levels):
+        here = side(level.resolution)
+        found = [("resolution", text) for text in misfit(here, inner, r - 1)] if inner else []
+        check = getattr(level.network.settings, "level_problems", None)
+        if not found and check is not None:
+            found = check(resolution=here, inner=inner, index=r)
+        yield from (Problem(path, message).under(("model", "levels", r)) for path, message in found)
+        inner = here
+
+
+def misfit(here: tuple[int, int], inner: tuple[int, int], index: int) -> Iterator[str]:
+    """Why a resolution cannot stand around the one inside it, that of levels[index]."""
+    what, other = text_of(here), f"{text_of(inner)} of levels[{index}]"
+    if here == inner or here[0] < inner[0] or here[1] < inner[1]:
+        yield f"levels run from low resolution to high, but {what} follows {other}"
+    elif here[0] % inner[0] or here[1] % inner[1]:
+        yield f"{what} is no whole multiple of {other}"
+
+
+def level_weights_match(model: Model, diffusion: Diffusion) -> Iterator[Problem]:
+    weights, levels = diffusion.level_weights, len(model.levels)
+    if weights is not None and len(weights) != levels:
+        yield Problem("diffusion.level_weights", f"expected one weight a level, {levels}, got {len(weights)}")
+
+
+def steps_stand_once(train: Train, growth: Use) -> Iterator[Problem]:
+    """steps and batch stand in [train] or in growth's stages, never in both."""
+    stages = getattr(growth.settings, "stages", ())
+    for name in ("steps", "batch"):
+        inside = [i for i, stage in enumerate(stages) if getattr(stage, name, None) is not None]
+        if getattr(train, name) is None:
+            if not stages:
+                yield Problem(("train", name), "missing; expected int, here or in the stages of [growth]")
+            yield from (
+                Problem(
+                    ("growth", "stages", i, name),
+                    f"missing; expected int, as train.{name} is not given either",
+                )
+                for i in range(len(stages))
+                if i not in inside
+            )
+        elif inside:
+            yield Problem(("train", name), "stands here and in the stages of [growth]; leave one out")
+
+
+def micro_batches_divide(train: Train) -> Iterator[Problem]:
+    if train.batch is not None and train.batch % train.accumulate:
+        yield Problem("train.accumulate", f"{train.accumulate} does not divide train.batch = {train.batch}")
+
+
+def prompts_need_text(sample: Sample, text: Use | None) -> Iterator[Problem]:
+    if sample.prompts and text is None:
+        yield Problem("sample.prompts", "prompts need a text encoder; add a [text] table")
+
+
+def core_and_text_agree(model: Model, text: Use | None) -> Iterator[Problem]:
+    """The core is built for features of the width that the text encoder's settings say."""
+    if text is not None and not isinstance(getattr(text.settings, "width", None), int):
+        yield Problem(
+            "text", f"text_encoder {text.name!r} has no setting 'width', which the core is built for"
+        )
+    if text is None and model.levels:
+        core = model.levels[0].network.settings
+        for name in ("cond_width", "text_layers"):
+            if getattr(core, name, None):
+                yield Problem(("model", "levels", 0, name), "needs a text encoder; add a [text] table")
+
+
+def guidance_needs_dropout(sample: Sample, train: Train, text: Use | None) -> Iterator[Problem]:
+    """Classifier-free guidance subtracts an unconditional prediction, which only caption dropout trains."""
+    for i, use in enumerate(sample.guidance):
+        if use.name == "cfg" and text is None:
+            yield Problem(("sample", "guidance", i), "'cfg' needs a text encoder; add a [text] table")
+        elif use.name == "cfg" and train.caption_dropout == 0:
+            yield Problem(
+                ("sample", "guidance", i),
+                "'cfg' needs unconditional training; set train.caption_dropout, e.g. 0.1",
+            )
+
+
+def requirements_hold(requires: tuple[str, ...]) -> Iterator[Problem]:
+    """Every package that the recipe requires is installed in a version that it allows."""
+    if not requires:
+        return
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    for i, text in enumerate(requires):
+        path = ("requires", i)
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            yield Problem(path, f"expected a package with a version range, like 'acme>=1.2', got {text!r}")
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Problem(path, f"{requirement.name} is not installed; pip install '{text}'")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            yield Problem(path, f"this recipe requires {text}, but {version} is installed")
+
+
+def shells_are_allowed(data: Data, allow_pipe: bool) -> Iterator[Problem]:
+    """A `pipe:` URL runs a shell, so a recipe alone must not be enough to have one."""
+    if allow_pipe:
+        return
+    for path, text in strings(data.source.settings):
+        if any("pipe:" in url.lower() for url in braces_expanded(text)):
+            yield Problem(("data", *path), "a pipe: URL runs a shell command; allow it with --allow-pipe")
+
+
+RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
+    levels_exist,
+    levels_nest,
+    level_weights_match,
+    steps_stand_once,
+    micro_batches_divide,
+    prompts_need_text,
+    core_and_text_agree,
+    guidance_needs_dropout,
+    requirements_hold,
+    shells_are_allowed,
+)
+
+
+def uses(value: Any, path: Path = ()) -> Iterator[tuple[Path, Use]]:
+    """Every component that a recipe (or a part of it) picks, with its path; nested ones too."""
+    if isinstance(value, Use):
+        yield path, value
+        yield from uses(value.settings, path)
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from uses(item, (*path, i))
+    elif attrs.has(type(value)):
+        for field in attrs.fields(type(value)):
+            inside = path if field.metadata.get("flat") else (*path, field.name)
+            yield from uses(getattr(value, field.name), inside)
+
+
+def strings(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Every string in settings, with its path."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Use):
+        yield from strings(value.settings, path)
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from strings(item, (*path, i))
+    elif attrs.has(type(value)):
+        for field in attrs.fields(type(value)):
+            yield from strings(getattr(value, field.name), (*path, field.name))
+
+
+GROUP = re.compile(r"\{([^{}]*)\}")
+
+
+def braces_expanded(text: str, limit: int = 256) -> Iterator[str]:
+    """The texts that brace patterns stand for, as far as letters go: number ranges stay as they are.
+
+    Past `limit` texts the pattern itself with all braces and commas taken out stands for the rest.
+    """
+    waiting, seen = [text], 0
+    while waiting:
+        current = waiting.pop()
+        match = next((m for m in GROUP.finditer(current) if "," in m[1] or re.search(r"[^\d.]", m[1])), None)
+        if match is None or seen + len(waiting) > limit:
+            yield current if match is None else re.sub(r"[{},]", "", current)
+            seen += 1
+            continue
+        waiting += [current[: match.start()] + part + current[match.end() :] for part in match[1].split(",")]

@@ -1,0 +1,39 @@
+"""What every text encoder is: a module from captions to features and a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+__all__ = ["TextEncoder", "padded_length"]
+
+
+class TextEncoder(nn.Module):
+    """Captions to features (B, L, D) and a mask (B, L), true where there is a token.
+
+    D is `width`. Features are zero where the mask is false, and every caption has at least one token, the
+    empty string too: that is how a dropped caption is said. A caption's features do not depend on its batch
+    mates beyond rounding; L does.
+
+    `trainable`: its parameters are trained and saved with the model. Otherwise it is frozen: it holds no
+    parameters and no state as a module, takes no part in checkpoints, and `encode` records no gradients.
+
+    `truncated` counts the captions cut to the encoder's length so far.
+    """
+
+    width: int
+    trainable: bool
+    truncated: int = 0
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Features (B, L, width), floating, and mask (B, L), bool, on the encoder's device."""
+        raise NotImplementedError
+
+    def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return self.encode(captions)
+
+
+def padded_length(longest: int, limit: int) -> int:
+    """The next multiple of 8, at most `limit`: what follows sees few shapes, which caches better."""
+    return min(-(-longest // 8) * 8, limit)

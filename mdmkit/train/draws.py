@@ -1,0 +1,64 @@
+"""Every random draw of a training step, as a function of (seed, step, place in the global batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from mdmkit.pyramid import Pyramid
+from mdmkit.streams import normal, stream
+
+__all__ = ["Rows", "draw_noise", "dropped", "micro_batches"]
+
+
+@attrs.frozen
+class Rows:
+    """A micro-batch: the places of its rows in the global batch, and how many of them (from the first) reach a level."""
+
+    places: tuple[int, ...]
+    per_level: tuple[int, ...]
+
+
+def micro_batches(rows_per_level: Sequence[int], *, rank: int, ranks: int, accumulate: int) -> list[Rows]:
+    """Split a global batch over ranks and micro-batches, equally at every level.
+
+    Micro-batch m of rank k takes the places k + m * ranks, then every (ranks * accumulate)-th: rows with the highest
+    top level stay first in each part, and whoever takes a place draws the same numbers for it. `rows_per_level[r]`
+    rows of the global batch reach level r; each must be a multiple of ranks * accumulate.
+    """
+    parts = ranks * accumulate
+    uneven = [rows for rows in rows_per_level if rows % parts]
+    if uneven:
+        raise ValueError(f"rows per level {tuple(rows_per_level)} do not split over {ranks} ranks x {accumulate} parts")
+    return [
+        Rows(
+            places=tuple(range(rank + ranks * m, rows_per_level[0], parts)),
+            per_level=tuple(rows // parts for rows in rows_per_level),
+        )
+        for m in range(accumulate)
+    ]
+
+
+def draw_noise(
+    rows: Rows, resolutions: Sequence[tuple[int, int]], *, seed: int, step: int, device: torch.device | str,
+    dtype: torch.dtype = torch.float32, channels: int = 3,
+) -> Pyramid:
+    """Standard normal noise for a micro-batch, independent by row and level: level r is (B_r, channels, *resolution)."""
+
+    def level(r: int) -> Tensor:
+        shape = (channels, *resolutions[r])
+        draws = [
+            normal(shape, seed, step, place, r, "noise", device=device, dtype=dtype)
+            for place in rows.places[: rows.per_level[r]]
+        ]
+        return torch.stack(draws)
+
+    return tuple(level(r) for r in range(len(rows.per_level)))
+
+
+def dropped(rows: Rows, share: float, *, seed: int, step: int) -> list[bool]:
+    """Which rows lose their caption, each with probability `share`."""
+    return [share > 0 and stream(seed, step, place, "caption").random() < share for place in rows.places]

@@ -1,0 +1,65 @@
+"""A run folder: what it holds, who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from mdmkit.errors import WrongInput
+
+__all__ = ["RECIPE", "RESOLVED", "RUN", "Lock", "create", "free_name"]
+
+RECIPE, RESOLVED, RUN = "recipe.toml", "recipe.resolved.toml", "run.toml"
+
+
+def free_name(parent: Path, stem: str) -> Path:
+    """`parent/stem`, or `parent/stem-2`, ... : the first that does not exist yet."""
+    number = 1
+    while (path := parent / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return path
+
+
+def create(folder: Path, files: Mapping[str, str]) -> None:
+    """Make a run folder and write its first files.
+
+    Raises:
+        WrongInput: it holds a run already, or something else, or cannot be made.
+    """
+    if (folder / RESOLVED).exists():
+        raise WrongInput(f"{folder} holds a run already; go on with it by --resume {folder}, or name another --out")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise WrongInput(f"{folder} exists and is not an empty folder; name another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise WrongInput(f"the run folder {folder} cannot be written: {error}") from error
+
+
+class Lock:
+    """Holds a run folder for one process; the system lets go of it when the process dies, however it dies."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+        try:
+            self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise WrongInput(f"the run folder {folder} cannot be written: {error}") from error
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(self.handle, 64).decode(errors="replace").strip()
+            os.close(self.handle)
+            raise WrongInput(
+                f"{folder} is in use by another process ({holder or 'unknown'}); wait for it, or stop it first"
+            ) from None
+        os.ftruncate(self.handle, 0)
+        os.write(self.handle, f"pid {os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        """Let go of the folder."""
+        os.close(self.handle)

@@ -1,0 +1,130 @@
+"""What a checkpoint is: a folder of safetensors beside one JSON file, made aside and renamed when whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mdmkit.errors import MdmkitError
+
+__all__ = ["Checkpoint", "checkpoints", "damaged", "latest", "load", "save"]
+
+FACTS = "state.json"
+
+
+@attrs.frozen
+class Checkpoint:
+    """A loaded checkpoint: `tensors["model" | "ema" | "optimizer"]` by parameter name, and `facts` (step, counters)."""
+
+    path: Path
+    facts: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken before it was saved."""
+        return self.facts["step"]
+
+
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any],
+    texts: Mapping[str, str] | None = None, *, keep: int,
+) -> Path:
+    """Write `folder/step-0005000`, visible only when whole and on disk; then remove all but the last `keep`.
+
+    `texts` are small files beside the tensors, by name.
+
+    Raises:
+        MdmkitError: the disk is full or cannot be written; the checkpoints before are untouched.
+    """
+    final = folder / f"step-{step:07d}"
+    aside = folder / f".writing-step-{step:07d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(".writing-*"):
+            shutil.rmtree(old)
+        aside.mkdir()
+        for name, group in tensors.items():
+            flat = {key: value.detach().cpu().contiguous() for key, value in group.items()}
+            save_file(flat, aside / f"{name}.safetensors")
+        for name, text in (texts or {}).items():
+            (aside / name).write_text(text, encoding="utf-8")
+        sizes = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
+        (aside / FACTS).write_text(json.dumps({**facts, "step": step, "files": sizes}, indent=1), encoding="utf-8")
+        for path in aside.iterdir():
+            sync(path)
+        sync(aside)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(aside, final)
+        sync(folder)
+    except (OSError, RuntimeError) as error:  # safetensors raises its own RuntimeError subclass for I/O
+        shutil.rmtree(aside, ignore_errors=True)
+        before = latest(folder)
+        kept = f"the checkpoint before it is whole: {before}" if before else "there is no checkpoint before it"
+        raise MdmkitError(f"checkpoint at step {step} could not be written to {folder}: {error}; {kept}") from error
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's entries, onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The visible checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def damage(path: Path) -> str | None:
+    """Why a checkpoint folder is not whole, or None."""
+    try:
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        wrong = [
+            name for name, size in facts["files"].items()
+            if not (path / name).is_file() or (path / name).stat().st_size != size
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{FACTS} cannot be read ({error})"
+    return f"{', '.join(wrong)} missing or cut short" if wrong else None
+
+
+def damaged(folder: Path) -> list[tuple[Path, str]]:
+    """The checkpoints that are not whole, and why."""
+    return [(path, why) for path in checkpoints(folder) if (why := damage(path)) is not None]
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None."""
+    return next((path for path in reversed(checkpoints(folder)) if damage(path) is None), None)
+
+
+def load(path: Path, *, only: tuple[str, ...] | None = None) -> Checkpoint:
+    """Read a checkpoint folder (`only` some groups of its tensors).
+
+    Raises:
+        MdmkitError: it is not whole.
+    """
+    reason = damage(path)
+    if reason is not None:
+        raise MdmkitError(f"{path} is not a whole checkpoint: {reason}; use another one, or start again")
+    facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+    groups = [name.removesuffix(".safetensors") for name in facts["files"] if name.endswith(".safetensors")]
+    return Checkpoint(
+        path=path, facts=facts,
+        tensors={name: load_file(path / f"{name}.safetensors") for name in groups if only is None or name in only},
+    )

@@ -1,0 +1,1 @@
+"""Laplace's density over logsnr, as a noise schedule for mdmkit."""

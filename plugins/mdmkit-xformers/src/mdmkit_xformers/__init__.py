@@ -1,0 +1,1 @@
+"""xformers' memory-efficient attention as a backend of mdmkit."""

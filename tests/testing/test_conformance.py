@@ -1,0 +1,120 @@
+"""Every built-in component keeps the promises of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mdmkit.plugins import KINDS, Entry, Registry, load_registry
+from mdmkit.recipe import Use
+from mdmkit.testing import check_component
+from mdmkit.testing.subject import load
+
+BUILTINS = load_registry(env={"MDMKIT_PLUGINS": ""})
+
+SMALL_UNET = {"channels": (32, 32), "blocks": 1, "attention": (0, 1), "heads": 4}
+
+
+def pictures(folder: Path) -> Path:
+    """Six pictures with captions beside them."""
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+    return folder
+
+
+def shards(folder: Path) -> Path:
+    """The same pictures as two shards."""
+    import tarfile
+
+    source = folder / "pictures"
+    source.mkdir()
+    names = sorted(path for path in pictures(source).iterdir())
+    for shard in range(2):
+        with tarfile.open(folder / f"part-{shard:06d}.tar", "w") as tar:
+            for path in names[6 * shard : 6 * shard + 6]:
+                tar.add(path, path.name)
+    return folder
+
+
+def tiny_t5(folder: Path) -> Path:
+    """A T5 encoder of random weights with a tokenizer of letters."""
+    from mdmkit import torchvision_ops
+
+    torchvision_ops.declare()
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    tokens = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz "]
+    letters = {token: i for i, token in enumerate(tokens)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    transformers.T5EncoderModel(config).save_pretrained(folder)
+    return folder
+
+
+def cached(folder: Path) -> dict[str, Any]:
+    t5 = BUILTINS.find("text_encoder", "t5").component.settings(model=str(tiny_t5(folder)), width=16)
+    return {"width": 16, "encoder": Use("t5", 1, t5, "text_encoder")}
+
+
+# sample settings of those whose defaults need a file, a choice, or too much time
+SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "core/unet": lambda folder: SMALL_UNET,
+    "shell/unet": lambda folder: SMALL_UNET,
+    "text_encoder/classes": lambda folder: {
+        "names": ("a circle", "a small red star left of a large blue circle")
+    },
+    "text_encoder/t5": lambda folder: {"model": str(tiny_t5(folder)), "width": 16},
+    "text_encoder/hf": lambda folder: {"model": str(tiny_t5(folder)), "width": 16},
+    "text_encoder/cached": cached,
+    "dataset/folder": lambda folder: {"path": str(pictures(folder))},
+    "dataset/webdataset": lambda folder: {
+        "urls": str(shards(folder) / "part-{000000..000001}.tar"),
+        "cache": str(folder / "cache"),
+    },
+    "resolution_sampler/mixed": lambda folder: {"shares": (0.5, 0.25, 0.25)},
+    "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},
+}
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return BUILTINS
+
+
+def name_of(entry: Entry) -> str:
+    return f"{entry.component.kind}/{entry.component.name}"
+
+
+@pytest.mark.parametrize("entry", BUILTINS.entries(), ids=name_of)
+def test_a_built_in_conforms(entry: Entry, registry: Registry, tmp_path: Path) -> None:
+    samples = SAMPLES.get(name_of(entry))
+    settings = None if samples is None else entry.component.settings(**samples(tmp_path))
+    check_component(entry.component, settings=settings, registry=registry)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_protocol_and_a_built_in(kind: str, registry: Registry) -> None:
+    assert isinstance(load(KINDS[kind].protocol), type)
+    assert registry.names(kind)
+
+
+def test_samples_name_components_that_exist() -> None:
+    assert set(SAMPLES) <= {name_of(entry) for entry in BUILTINS.entries()}
+
+
+def test_a_component_is_found_by_kind_and_name(registry: Registry) -> None:
+    check_component("lr_schedule/constant", registry=registry)
