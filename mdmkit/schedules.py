@@ -215,9 +215,9 @@ def level_shift(
 
     `-(p / 2) ln(h_ratio w_ratio) - p_f ln(f_ratio)`, ratios to `base`.
     For squares `-p ln(side / side_base)`: SNR / s^p, as released with *Matryoshka Diffusion Models*,
-    arXiv 2310.15111. p = 2 is the shift of *simple diffusion*, arXiv 2301.11093, section 3.1, at which pooling
-    the noisy picture gives the SNR of the low one. Resolutions are `(height, width)` or `(frames, height,
-    width)`; ValueError where only one of them has frames.
+    arXiv 2310.15111. p = 2 is the shift of *simple diffusion*, arXiv 2301.11093, section 3.1, at which
+    pooling the noisy picture gives the SNR of the low one. Resolutions are `(height, width)` or `(frames,
+    height, width)`; ValueError where only one of them has frames.
     """
     high, low = normalize_resolution(resolution), normalize_resolution(base)
     if len(high) != len(low):

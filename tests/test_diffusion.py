@@ -60,7 +60,7 @@ def test_clips_have_a_frame_axis_and_power_two_pools_noise_with_picture():
     t = torch.tensor([0.3, 0.6], dtype=torch.float64)
     assert diffusion.alpha_sigma(t, 1, like=torch.zeros(2, 3, 4, 8, 8))[0].shape == (2, 1, 1, 1, 1)
     assert diffusion.alpha_sigma(t, 1)[0].shape == (2,)
-    # pooling divides the deviation of the noise by the ratio: SNR of the pooled high level = SNR of the low level
+    # pooling divides the deviation of the noise by the ratio: the pooled high level has the low one's SNR
     torch.testing.assert_close(diffusion.logsnr(t, 2) + 2 * math.log(4), diffusion.logsnr(t, 0))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_levels_are_anchored_at_the_lowest(
     levels = shift_levels(Cosine(), sizes, shift_power=power)
     assert levels[0].shift == 0
     assert shift_levels(Cosine(), sizes[:-1], shift_power=power) == levels[:-1]
-    steps = [level_shift(high, low, shift_power=power) for low, high in zip(sizes, sizes[1:], strict=False)]
+    steps = [level_shift(high, low, shift_power=power) for low, high in pairwise(sizes)]
     assert levels[-1].shift == pytest.approx(math.fsum(steps), abs=1e-12)
 
 

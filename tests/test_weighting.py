@@ -72,5 +72,5 @@ def test_stratified_draws_have_one_in_each_part(seed: int, batch: int):
 
 
 def test_stratified_positions_must_be_in_the_batch():
-    with pytest.raises(ValueError, match="expected positions in a batch of 4, got 0 .. 4"):
+    with pytest.raises(ValueError, match=r"expected positions in a batch of 4, got 0 \.\. 4"):
         UniformTime(stratified=True).draw(0, 0, [0, 4], 4)

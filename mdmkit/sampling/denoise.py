@@ -104,7 +104,7 @@ class Denoiser:
 
 
 def times(at: NoiseLevel, rows: int, device: torch.device) -> Tensor:
-    """The time of every row; in float64 where the device has it, so that `1000 t - 1` is a whole number again."""
+    """The time of every row; float64 where the device has it: `1000 t - 1` has to come out whole again."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     return torch.full((rows,), at.t, dtype=dtype, device=device)
 

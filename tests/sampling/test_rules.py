@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mdmkit.diffusion import Diffusion
+from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.pyramid import Pyramid
 from mdmkit.sampling import Denoised, Denoiser, ddim, ddpm, thresholded
 from mdmkit.sampling import threshold as thresholds
 from mdmkit.sampling.rules import Rule
@@ -40,7 +42,7 @@ def draws(seed: int, rows: int = 2, levels: int = 2) -> Callable[[int, int], tor
     return noise
 
 
-def path(diffusion: Diffusion, times: list[float]) -> list:
+def path(diffusion: Diffusion, times: list[float]) -> list[NoiseLevel]:
     return [diffusion.at(t) for t in times]
 
 
@@ -58,7 +60,7 @@ def test_a_perfect_denoiser_gives_x0_at_every_level(rule: Rule, diffusion: Diffu
 
 @given(diffusion=diffusions, seed=st.integers(0, 99), eta=st.floats(0, 1))
 def test_each_step_has_the_law_of_the_forward_process(diffusion: Diffusion, seed: int, eta: float):
-    """With x0 known, z stays N(alpha x0, sigma^2): its noise has unit variance at every time, for every eta."""
+    """With x0 known, z stays N(alpha x0, sigma^2) at every time, for every eta."""
     large = torch.Generator().manual_seed(seed)
     x0 = (torch.full((1, 1, 100, 100), 0.7, dtype=torch.float64),) * 2
     start = path(diffusion, [1.0, 0.8, 0.4, 0.1, 0.0])
@@ -127,7 +129,8 @@ def test_gaussian_data_come_out_with_their_mean_and_variance(rule: Rule, schedul
     start = path(diffusion, [1 - k / steps for k in range(steps)] + [0.0])
     final = rule(Gaussian(mean, std), (noise(0, 0), noise(0, 1)), start, noise)
     for level in final:
-        # 10,000 pixels: five standard errors are 0.015 of the mean, 3.5 % of the deviation; the rest is step size
+        # 10,000 pixels: five standard errors are 0.015 of the mean, 3.5 % of the deviation; the rest is
+        # step size
         assert level.mean().item() == pytest.approx(mean, abs=0.02)
         assert level.std().item() == pytest.approx(std, rel=0.055)
 
@@ -142,7 +145,7 @@ def test_ddim_follows_the_probability_flow_to_first_order():
         exact = [gaussian.flow_from(z[r], start[0].alpha[r], start[0].sigma[r]) for r in range(2)]
         errors.append(max((a - b).abs().max().item() for a, b in zip(final, exact, strict=True)))
     assert errors[0] < 0.05
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert 1.6 < coarse / fine < 2.4
 
 
@@ -173,7 +176,7 @@ NAMES = {
 @pytest.mark.parametrize(("case", "schedule"), [("ddpm", DDPM()), ("deepfloyd", Cosine())])
 @pytest.mark.parametrize(("predicted", "space"), [("DDPM", "eps"), ("V_PREDICTION", "v")])
 def test_released_steps(case: str, schedule: Cosine | DDPM, predicted: str, space: str):
-    """One step from t to t_last of every prediction, threshold, eta and noise that was recorded, in float32."""
+    """One step from t to t_last: every prediction, threshold, eta and noise that was recorded."""
     recorded = load_file(golden_case(f"arithmetic_{case}") / "arithmetic.safetensors")
     diffusion = Diffusion((schedule,), prediction=space)
     compared = 0
@@ -196,6 +199,8 @@ def test_released_steps(case: str, schedule: Cosine | DDPM, predicted: str, spac
             )
             # what their 1 - gamma keeps at t = 1 and 2, and their 1 - gamma / gamma_last elsewhere at eta > 0
             loose = 2e-4 if row < 2 or (value not in ("0.0", "None") and row >= 4) else 2e-6
+            # and x0 from eps divides by alpha = 2e-3 and less: 1e-4 of x0, where no threshold cuts it
+            loose = max(loose, 1e-5) if space == "eps" and row >= 4 else loose
             wanted = theirs[row : row + 1].double()
             assert (ours - wanted).abs().max() <= loose * (1 + wanted.abs().max()), (key, row)
             compared += 1
@@ -217,7 +222,7 @@ def test_released_steps(case: str, schedule: Cosine | DDPM, predicted: str, spac
     ],
 )
 def test_released_steps_of_a_nest(variant: str, power: float, rule: Rule):
-    """First and last step of both levels, given the x0 recorded there: each level has its own shifted variance."""
+    """First and last step of both levels, given their x0: each level has its own shifted variance."""
     recorded = load_file(golden_case("sample_nested2") / f"{variant}.safetensors")
     grid = recorded["timesteps"].tolist()
     diffusion = Diffusion(shift_levels(Cosine(), [16, 32], shift_power=power))
@@ -233,7 +238,7 @@ def test_released_steps_of_a_nest(variant: str, power: float, rule: Rule):
         def noise(_: int, level: int, step: int = step) -> torch.Tensor:
             return recorded[f"noise.{2 * step + 1 - level}"].double()
 
-        def denoise(z: tuple[torch.Tensor, ...], at, x0=x0) -> Denoised:  # pyright: ignore
+        def denoise(z: Sequence[torch.Tensor], at: NoiseLevel, x0: Pyramid = x0) -> Denoised:
             return with_eps(x0, z, at)
 
         start = path(diffusion, [t / 1000 for t in grid[step : step + 2]])
