@@ -39,8 +39,8 @@ def noise_schedule(it: Subject) -> None:
     it.must(_close(alone, logsnr[::64]), "logsnr of one t differs from the same t among others")
     _scales_belong(it, "alpha_sigma(t)", schedule.alpha_sigma(t), logsnr, inside=slice(4, -4))
     alpha, sigma = schedule.alpha_sigma(t[:1])
-    clean = f"alpha_sigma(0) is ({float(alpha):.6g}, {float(sigma):.3g}), expected (1, 0): a sample keeps no noise"
-    it.must(alpha == 1 and sigma == 0, clean)
+    got = f"({float(alpha):.6g}, {float(sigma):.3g})"
+    it.must(alpha == 1 and sigma == 0, f"alpha_sigma(0) is {got}, expected (1, 0): a sample keeps no noise")
     finite = logsnr[4:-4]
     for shift in (0.0, -2.5, 1.0):
         what = f"alpha_sigma_at(logsnr{shift:+g})" if shift else "alpha_sigma_at(logsnr)"

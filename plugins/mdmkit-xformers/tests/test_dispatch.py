@@ -17,20 +17,26 @@ from torch import Tensor
 from mdmkit.nn.attention import sdpa
 
 
+def plain(query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None = None) -> Tensor:
+    """softmax(q k' / sqrt(K) + bias) v in xformers' layout."""
+    logits = torch.einsum("bmhk,bshk->bhms", query, key).double() / query.shape[-1] ** 0.5
+    if attn_bias is not None:
+        logits = logits + attn_bias
+    return torch.einsum("bhms,bshk->bmhk", logits.softmax(-1), value.double()).to(query.dtype)
+
+
 def stand_in(query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None = None) -> Tensor:
-    """Plain attention in xformers' layout, as strict as xformers about shapes and alignment."""
+    """The same, as strict as xformers about shapes and alignment."""
     batch, tokens, heads, _ = query.shape
     assert key.shape[:1] + key.shape[2:] == (batch, heads, query.shape[-1])
     assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-    logits = torch.einsum("bmhk,bshk->bhms", query, key).double() / query.shape[-1] ** 0.5
     if attn_bias is not None:
         assert attn_bias.shape == (batch, heads, tokens, key.shape[1])
         assert attn_bias.dtype == query.dtype
         assert attn_bias.stride(-1) == 1
         assert all(stride % 8 == 0 for stride in attn_bias.stride()[:-1])
         assert attn_bias.isfinite().all()
-        logits = logits + attn_bias
-    return torch.einsum("bhms,bshk->bmhk", logits.softmax(-1), value.double()).to(query.dtype)
+    return plain(query, key, value, attn_bias)
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +98,13 @@ class TestServing:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert attention.attend(q, k.bfloat16(), v, None, otherwise="refuse").dtype == torch.bfloat16
 
+    def test_it_compiles_without_a_break(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(attention, "backend", plain)
+        q, k, v = draw(2, 2, 3, 5, 8)
+        mask = torch.rand(2, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+        compiled = torch.compile(attention.attend, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(q, k, v, mask), sdpa(q, k, v, mask), rtol=1e-5, atol=1e-5)
+
     @pytest.mark.parametrize(
         ("change", "named"),
         [
@@ -124,7 +137,7 @@ class TestServing:
                 torch.testing.assert_close(attention.attend(q, k, v, None), sdpa(q, k, v, None))
         assert len(asked) == 1
         assert len(caplog.records) == 1
-        assert "too new a device" in caplog.text
+        assert "no kernel for this: `cutlassF` is not supported because: too new a device" in caplog.text
         with pytest.raises(ValueError, match="too new a device"):
             attention.attend(q, k, v, None, otherwise="refuse")
 
@@ -140,6 +153,17 @@ def test_the_cpu_falls_back_and_says_so_once(
     assert [record.getMessage() for record in caplog.records] == [
         "xformers.attention falls back to SDPA: device is cpu, expected cuda"
     ]
+
+
+def test_compiled_it_falls_back_without_a_break_and_says_so_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(attention, "backend", stand_in)
+    q, k, v = draw(1, 2, 4, 4, 8)
+    compiled = torch.compile(attention.attend, backend="eager", fullgraph=True)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(compiled(q, k, v, None), sdpa(q, k, v, None))
+    assert "device is cpu, expected cuda" in caplog.text
 
 
 def test_refusing_lists_all_conditions_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mdmkit.nn.attention import sdpa
 from torch import Tensor
+
+from mdmkit.nn.attention import sdpa
 
 __all__ = ["attend", "load_backend", "what_fails"]
 
@@ -68,7 +69,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, other
         raise ValueError(
             f"xformers.attention cannot serve: {'; '.join(failed)}; mend this or set otherwise = \"sdpa\""
         )
-    _say_once(failed)
+    for reason in failed:
+        _say_once(reason)
     return sdpa(q, k, v, mask)
 
 
@@ -120,10 +122,9 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _kernel_reasons(error: Exception) -> str:
     """xformers' own reasons in one line: "`op` is not supported because:" is followed by them, indented."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    named = [line for line in lines if line]
-    start = next((i for i, line in enumerate(named) if line.endswith("not supported because:")), 0)
-    return ", ".join(named[start : start + 12])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    start = next((i for i, line in enumerate(lines) if line.endswith("not supported because:")), 0)
+    return ", ".join(lines[start : start + 12]).replace("because:,", "because:")
 
 
 def _first_line(error: BaseException) -> str:
@@ -131,10 +132,9 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _say_once(failed: list[str]) -> None:
-    if torch.compiler.is_compiling():  # a log record would break the graph
-        return
-    for reason in failed:
-        if reason not in said:
-            said.add(reason)
-            log.warning("xformers.attention falls back to SDPA: %s", reason)
+# torch.compile calls it while it traces; a log record inside the graph would break the graph
+@torch.compiler.assume_constant_result
+def _say_once(reason: str) -> None:
+    if reason not in said:
+        said.add(reason)
+        log.warning("xformers.attention falls back to SDPA: %s", reason)
