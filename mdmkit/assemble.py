@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mdmkit.errors import WrongInput
 from mdmkit.recipe.checks import side
 
 if TYPE_CHECKING:
@@ -240,9 +241,10 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
     if recipe.run.compile:
         from mdmkit.train.parallel import compile_blocks
 
-        compile_blocks(network)
+        compile_blocks(network.blocks())
     learns = text is not None and getattr(text, "trainable", False)
     source = dataset(recipe, registry)
+    hold_empty_features(recipe, text, source)
     return Parts(
         nest=network,
         text=text,
@@ -261,15 +263,27 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         growth=growth(recipe, registry),
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
-        empty_features=empty_features(source),
     )
 
 
-def empty_features(source: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The packed text features of the empty caption and their mask, where the dataset brings features."""
+def hold_empty_features(recipe: Recipe, text: Any, source: Any) -> None:
+    """Give an encoder of packed features those of the empty caption, which dropped captions get, from the data.
+
+    Raises:
+        WrongInput: data and encoder do not go together.
+    """
     import torch
 
-    if not getattr(source, "features", False) or not hasattr(source, "empty_features"):
-        return None
-    features, mask = source.empty_features()
-    return torch.as_tensor(features), torch.as_tensor(mask)
+    if text is None or not getattr(source, "features", False):
+        return
+    if not hasattr(text, "dropped"):
+        raise WrongInput(
+            "the data bring text features, but the text encoder reads captions; "
+            'say text.use = "cached", or data.features = false'
+        )
+    if recipe.train.caption_dropout > 0 and hasattr(source, "empty_features"):
+        features, mask = source.empty_features()
+        try:
+            text.hold_empty(torch.as_tensor(features).float(), torch.as_tensor(mask))
+        except ValueError as error:
+            raise WrongInput(f"text: {error}") from error

@@ -31,23 +31,29 @@ def command(
     from mdmkit import assemble
     from mdmkit.data.pack import pack
     from mdmkit.recipe import dumps, load
+    from mdmkit.train.memory import one_line_memory_errors
     from mdmkit.train.parallel import pick_device
 
+    for name, value in (("--count", count), ("--shard-size", shard_size), ("--resolution", min(resolution or [1]))):
+        if value is not None and value < 1:
+            raise WrongInput(f"pack {name}: expected a number of at least 1, got {value}")
     if allow_pipe:
         os.environ["MDMKIT_ALLOW_PIPE"] = "1"
     registry = open_registry(plugins)
     parsed = load(recipe, sets, registry, allow_pipe=allow_pipe)
-    encoder = None
-    if features:
-        encoder = assemble.text_encoder(parsed, registry, device=pick_device(parsed.run.device))
-        if encoder is None or getattr(encoder, "trainable", False):
-            raise WrongInput("pack --features: the recipe's text encoder must be a frozen one (t5, hf); this one learns")
-    sides = [(side, side) for side in resolution or []]
-    source = dumps(parsed)
-    packed = pack(
-        assemble.dataset(parsed, registry), out, count=count, resolutions=sides, encoder=encoder,
-        shard_size=shard_size, workers=parsed.data.workers, source=source,
-    )
+    with one_line_memory_errors("pack with fewer data.workers, or without --features"):
+        encoder = None
+        if features:
+            encoder = assemble.text_encoder(parsed, registry, device=pick_device(parsed.run.device))
+            if encoder is None or getattr(encoder, "trainable", False):
+                said = "has none" if parsed.text is None else f"'{parsed.text.name}' learns with the model"
+                raise WrongInput(f"pack --features: expected a frozen text encoder (t5, hf), but the recipe's {said}")
+        packed = pack(
+            assemble.dataset(parsed, registry), out, count=count, resolutions=[(side, side) for side in resolution or []],
+            encoder=encoder, shard_size=shard_size, workers=parsed.data.workers, source=dumps(parsed),
+        )
     print(packed.folder)
     skipped = f", {len(packed.skipped)} unreadable ones left out" if packed.skipped else ""
     print(f"{packed.samples} samples in {packed.shards} shards{skipped}", file=sys.stderr)
+    if cut := getattr(encoder, "truncated", 0):
+        print(f"{cut} captions were cut to the encoder's length", file=sys.stderr)

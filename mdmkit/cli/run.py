@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import json
 import os
-import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +23,10 @@ if TYPE_CHECKING:
 
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
+    from mdmkit.train.logs import Progress
+    from mdmkit.train.loop import Parts
     from mdmkit.train.parallel import World
+    from mdmkit.train.state import Checkpoint
 
 __all__ = ["RunInfo", "command"]
 
@@ -61,7 +63,7 @@ def command(
         modules = list(dict.fromkeys([*run_facts(resume).get("plugins_by_module", []), *plugins]))
         registry = open_registry(modules)
         parsed = resumed_recipe(resume, sets, registry, allow_pipe=allow_pipe)
-        execute(parsed, dumps(parsed), "", resume, registry, resumed=True)
+        execute(parsed, dumps(parsed), "", resume, registry, resumed=True, sets=sets)
         return
     assert recipe is not None
     registry = open_registry(plugins)
@@ -101,29 +103,70 @@ def resumed_recipe(folder: Path, sets: Sequence[str], registry: Registry, *, all
 
 
 def execute(
-    recipe: Recipe, resolved: str, verbatim: str, folder: Path, registry: Registry, *, resumed: bool
+    recipe: Recipe, resolved: str, verbatim: str, folder: Path, registry: Registry, *,
+    resumed: bool, sets: Sequence[str] = (),
 ) -> None:
     """The run itself, on this rank."""
-    from mdmkit.train.parallel import keep_large_buffers, one_line_memory_errors, pick_device, world
+    from mdmkit import assemble
+    from mdmkit.train.folder import Lock, one_line_disk_errors, refuse_taken
+    from mdmkit.train.memory import keep_large_buffers, one_line_memory_errors
+    from mdmkit.train.parallel import pick_device, world
+    from mdmkit.train.signals import terminate_as_interrupt
 
-    keep_large_buffers()
     device = pick_device(recipe.run.device)
+    keep_large_buffers()
     if recipe.run.threads is not None:
         import torch
 
         torch.set_num_threads(recipe.run.threads)
-    with world(device) as ranks, one_line_memory_errors():
-        if ranks.is_main:
-            prepare(recipe, resolved, verbatim, folder, registry, resumed=resumed, device=device)
-        ranks.barrier()
-        work(recipe, resolved, folder, registry, device=device, ranks=ranks, resumed=resumed)
+    with terminate_as_interrupt(), one_line_disk_errors(folder), one_line_memory_errors(), world(device) as ranks:
+        lock = None
+        try:
+            if ranks.is_main and resumed:
+                lock = Lock(folder)
+            elif ranks.is_main:
+                refuse_taken(folder)
+            ranks.barrier()
+            refuse_too_large(recipe, registry, device=device, ranks=ranks)
+            parts = assemble.parts(recipe, registry, device=device)
+            # a run that cannot be put together leaves no folder behind
+            if ranks.is_main:
+                prepare(resolved, verbatim, folder, registry, resumed=resumed, device=device)
+                lock = lock or Lock(folder)
+            ranks.barrier()
+            work(recipe, resolved, folder, registry, parts, device=device, ranks=ranks, resumed=resumed, sets=sets)
+        finally:
+            if lock is not None:
+                lock.release()
+
+
+def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device, ranks: World) -> None:
+    """Refuse a batch that does not split over the ranks, and a training that cannot fit into this machine."""
+    from mdmkit import assemble
+    from mdmkit.train.loop import reached_rows
+    from mdmkit.train.memory import check_fits, training_memory
+
+    plan = assemble.plan(recipe)
+    rows = reached_rows(
+        plan, 0, resolution_sampler=assemble.resolution_sampler(recipe, registry),
+        growth=assemble.growth(recipe, registry), ranks=ranks.size,
+    )
+    parts = ranks.size * plan.accumulate
+    here = tuple(count // parts for count in rows)
+    tokens = getattr(recipe.text.settings, "max_tokens", 1) if recipe.text else 0
+    model, activations = training_memory(
+        assemble.nest(recipe, registry, device="meta"), assemble.resolutions(recipe), here,
+        tokens=tokens, cond_dim=assemble.cond_dim(recipe),
+    )
+    check_fits(model, activations, device=device, bf16=plan.precision == "bf16", pictures=here[0])
 
 
 def prepare(
-    recipe: Recipe, resolved: str, verbatim: str, folder: Path, registry: Registry, *,
-    resumed: bool, device: torch.device,
+    resolved: str, verbatim: str, folder: Path, registry: Registry, *, resumed: bool, device: torch.device
 ) -> None:
-    """Make the run folder, before anything that takes time."""
+    """Make the run folder; of one that is there, say by which recipe it goes on."""
+    import platform
+
     import tomli_w
     import torch
 
@@ -133,12 +176,13 @@ def prepare(
     if resumed:
         (folder / RESOLVED).write_text(resolved, encoding="utf-8")
         return
+    python = platform.python_version()
     facts = {
         "command": shlex.join(["mdmkit", *sys.argv[1:]]),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
-        "versions": {"mdmkit": mdmkit.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"mdmkit": mdmkit.__version__, "torch": torch.__version__, "python": python},
         "plugins": {plugin.name: plugin.version or "-" for plugin in registry.plugins},
         "plugins_by_module": list(registry.extra_modules),
     }
@@ -146,141 +190,159 @@ def prepare(
 
 
 def work(
-    recipe: Recipe, resolved: str, folder: Path, registry: Registry, *, device: torch.device, ranks: World, resumed: bool
+    recipe: Recipe, resolved: str, folder: Path, registry: Registry, parts: Parts, *,
+    device: torch.device, ranks: World, resumed: bool, sets: Sequence[str],
 ) -> None:
-    """Build the parts, train, draw, measure, report; hooks see it begin and end."""
-    from mdmkit import assemble
-    from mdmkit.train.folder import RESOLVED, Lock
-    from mdmkit.train.logs import JSONLines, Progress, cut_back
-    from mdmkit.train.loop import train
-    from mdmkit.train.state import damaged, latest
-    from mdmkit.train.state import load as load_checkpoint
+    """Train, draw, measure, report; hooks see it begin and end."""
+    import torch
 
-    lock = Lock(folder) if ranks.is_main else None
+    from mdmkit import assemble
+    from mdmkit.train.folder import RESOLVED, RUN
+    from mdmkit.train.logs import JSONLines, cut_back
+    from mdmkit.train.loop import train
+
+    from .run_pictures import grids, measure
+
+    plan = assemble.plan(recipe)
     info = RunInfo(folder=folder, recipe=recipe, seed=recipe.run.seed)
-    loggers: list[Any] = []
+    checkpoint = checkpoint_of(folder, recipe, registry, talk=ranks.is_main) if resumed else None
+    told = Told(checkpoint.step if checkpoint else 0)
     error: BaseException | None = None
     try:
-        found = latest(folder / "checkpoints") if resumed else None
-        checkpoint = load_checkpoint(found) if found else None
-        if ranks.is_main and resumed:
-            for path, why in damaged(folder / "checkpoints"):
-                print(f"{path} is passed over: {why}", file=sys.stderr)
-        parts = assemble.parts(recipe, registry, device=device)
-        plan = assemble.plan(recipe)
-        start = checkpoint.step if checkpoint else 0
         if ranks.is_main:
             if resumed:
-                cut_back(folder / "log.jsonl", start)
-            loggers = [JSONLines(folder), *assemble.loggers(recipe, registry, run_dir=folder)]
+                cut_back(folder / "log.jsonl", told.step)
+            told.loggers = [JSONLines(folder), *assemble.loggers(recipe, registry, run_dir=folder)]
             if resumed:
-                loggers[0].event(start, "resumed", checkpoint=found.name if found else None)
+                name = checkpoint.path.name if checkpoint else None
+                told.event(told.step, "resumed", {"checkpoint": name, "set": list(sets), "torch": torch.__version__})
             registry.hook.mdmkit_run_start(run=info)
-        ranks.barrier()
-        progress = Progress(plan.steps, start_step=start) if ranks.is_main else None
 
-        def on_log(step: int, metrics: dict[str, Any]) -> None:
-            for logger in loggers:
-                logger.log(step, metrics)
-            if progress is not None:
-                progress.log(step, metrics)
-
-        def on_event(step: int, event: str, facts: dict[str, Any]) -> None:
-            if loggers:
-                loggers[0].event(step, event, **facts)
+        def on_step(step: int, metrics: dict[str, Any]) -> None:
+            told.step = step
+            registry.hook.mdmkit_step_end(run=info, step=step, metrics=metrics)
 
         def on_sample(step: int, ema: Any) -> None:
             if ranks.is_main:
                 with ema.swap():
-                    grids(recipe, registry, parts, folder, step, loggers, device)
+                    grids(recipe, registry, parts, folder, step, told, device)
             ranks.barrier()
 
-        try:
+        with told.progress(plan.steps) if ranks.is_main else contextlib.nullcontext():
             ema = train(
-                parts, plan, device=device, world=ranks, run_dir=folder, resume=checkpoint, texts={RESOLVED: resolved},
-                on_log=on_log, on_event=on_event, on_sample=on_sample, sample_every=recipe.train.sample_every,
-                on_step=lambda step, metrics: registry.hook.mdmkit_step_end(run=info, step=step, metrics=metrics),
-                before_checkpoint=lambda: loggers[0].sync(),
+                parts, plan, device=device, world=ranks, run_dir=folder, resume=checkpoint,
+                texts={RESOLVED: resolved, RUN: (folder / RUN).read_text(encoding="utf-8")},
+                on_log=told.log, on_event=told.event, on_step=on_step,
+                on_sample=on_sample, sample_every=recipe.train.sample_every, before_checkpoint=told.sync,
                 on_checkpoint=lambda step, path: registry.hook.mdmkit_checkpoint_saved(run=info, step=step, path=path),
             )
-        finally:
-            if progress is not None:
-                progress.close()
         if ranks.is_main:
             from mdmkit.evaluate.report import write_report
 
             with ema.swap():
-                grids(recipe, registry, parts, folder, plan.steps, loggers, device)
+                grids(recipe, registry, parts, folder, plan.steps, told, device)
                 measure(recipe, registry, parts, folder, device)
-            on_event(plan.steps, "finished", {})
+            told.event(plan.steps, "finished", {})
             write_report(folder)
             print(folder / "report.html")
         ranks.barrier()
     except BaseException as caught:
         error = caught
-        if loggers and not isinstance(caught, MdmkitError):
-            loggers[0].event(-1, "failed", cause=f"{type(caught).__name__}: {caught}")
+        with contextlib.suppress(OSError, ValueError):  # the log may be what failed
+            if isinstance(caught, KeyboardInterrupt):
+                told.event(told.step, "interrupted", {"saved": False})
+            elif getattr(caught, "exit_code", 1) != 130:
+                cause = str(caught) if isinstance(caught, MdmkitError) else f"{type(caught).__name__}: {caught}"
+                told.event(told.step, "failed", {"cause": cause})
         raise
     finally:
         if ranks.is_main:
             registry.hook.mdmkit_run_end(run=info, error=error)
-        for logger in loggers:
-            logger.close()
-        if lock is not None:
-            lock.release()
+        told.close()
 
 
-def grids(
-    recipe: Recipe, registry: Registry, parts: Any, folder: Path, step: int, loggers: list[Any], device: torch.device
-) -> None:
-    """Draw the recipe's prompts with the weights as they are now: one labelled grid a level."""
-    from mdmkit import assemble
-    from mdmkit.evaluate.grid import grid, grid_path
-    from mdmkit.sampling.draw import draw
+def checkpoint_of(folder: Path, recipe: Recipe, registry: Registry, *, talk: bool) -> Checkpoint | None:
+    """The newest whole checkpoint of a run that goes on, None where there is none yet.
 
-    captions = list(recipe.sample.prompts) or captions_of(parts.dataset, recipe.sample.count)
-    pyramids = draw(
-        parts.nest, parts.text, parts.objective.diffusion, assemble.drawing(recipe, registry),
-        resolutions=parts.resolutions, captions=captions, seed=recipe.sample.seed, batch=recipe.sample.batch,
-        device=device,
-    )
-    for level, (height, width) in enumerate(parts.resolutions):
-        path = grid_path(folder, step=step, level=level)
-        picture = grid([pyramid[level].cpu() for pyramid in pyramids], captions)
-        path.parent.mkdir(exist_ok=True)
-        picture.save(path)
-        for logger in loggers:
-            logger.images(step, f"level {level} ({height} x {width})", picture)
+    Raises:
+        WrongInput: another recipe wrote it.
+    """
+    from mdmkit.recipe import load
+    from mdmkit.train.folder import RESOLVED
+    from mdmkit.train.state import damaged, latest
+    from mdmkit.train.state import load as load_checkpoint
 
-
-def measure(recipe: Recipe, registry: Registry, parts: Any, folder: Path, device: torch.device) -> None:
-    """The recipe's metrics, over pictures drawn for captions of their own; written to metrics.json."""
-    from mdmkit import assemble
-    from mdmkit.sampling.draw import draw
-
-    metrics = assemble.metrics(recipe, registry, device=device)
-    if not metrics:
-        return
-    captions = captions_of(parts.dataset, recipe.evaluate.count)
-    results: dict[str, Any] = {}
-    pyramids = draw(
-        parts.nest, parts.text, parts.objective.diffusion, assemble.drawing(recipe, registry),
-        resolutions=parts.resolutions, captions=captions, seed=recipe.sample.seed + 1_000_000,
-        batch=max(recipe.sample.batch, 64), device=device,
-    )
-    import torch
-
-    top = torch.stack([pyramid[-1] for pyramid in pyramids])
-    for name, metric in metrics.items():
-        metric.update(top, captions)
-        results |= {f"{name}.{key}": value for key, value in metric.result().items()}
-    (folder / "metrics.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    for key, value in results.items():
-        print(f"{key:40} {value:.4f}", file=sys.stderr)
+    for path, why in damaged(folder / "checkpoints") if talk else ():
+        print(f"{path} is passed over: {why}", file=sys.stderr)
+    found = latest(folder / "checkpoints")
+    if found is None:
+        return None
+    if (found / RESOLVED).is_file():
+        wrote = load(found / RESOLVED, [], registry, allow_pipe=True)
+        for table in ("model", "text"):
+            if getattr(wrote, table) != getattr(recipe, table):
+                raise WrongInput(
+                    f"{found} was written by another recipe: its [{table}] is not that of {folder / RESOLVED}; "
+                    "move it away to go on from the checkpoint before it"
+                )
+    return load_checkpoint(found)
 
 
-def captions_of(dataset: Any, count: int) -> list[str]:
-    """Captions to draw for: those that the dataset names, else those of its first samples."""
-    if hasattr(dataset, "captions"):
-        return list(dataset.captions(count))
-    return [dataset.sample(position).caption for position in range(count)]
+class Told:
+    """What a run says while it trains: to its loggers, and to who looks on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.loggers: list[Any] = []
+        self.bar: Progress | None = None
+        self.said: set[str] = set()
+
+    @contextlib.contextmanager
+    def progress(self, steps: int) -> Iterator[None]:
+        """Show how far the training is."""
+        from mdmkit.train.logs import Progress
+
+        self.bar = Progress(steps, start_step=self.step)
+        try:
+            yield
+        finally:
+            self.bar.close()
+            self.bar = None
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        for logger in self.loggers:
+            logger.log(step, metrics)
+        if self.bar is not None:
+            self.bar.log(step, metrics)
+        if metrics["truncated"]:
+            self.once("truncated", f"{metrics['truncated']} captions were cut to text.max_tokens so far; see log.jsonl")
+
+    def event(self, step: int, event: str, facts: dict[str, Any]) -> None:
+        if not self.loggers:
+            return
+        self.loggers[0].event(step, event, **facts)
+        if event == "skipped_sample":
+            self.once(event, f"{facts['key']} is skipped: {facts['cause']}; all such are in log.jsonl")
+        elif event == "bad_step":
+            self.note(f"step {step} is skipped: its loss or gradient is not finite ({facts['in_row']} in a row)")
+
+    def once(self, what: str, line: str) -> None:
+        """Say a line, the first time that this happens."""
+        if self.loggers and what not in self.said:
+            self.said.add(what)
+            self.note(line)
+
+    def note(self, line: str) -> None:
+        """Say a line."""
+        if self.bar is not None:
+            self.bar.note(line)
+        else:
+            print(line, file=sys.stderr)
+
+    def sync(self) -> None:
+        self.loggers[0].sync()
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            with contextlib.suppress(OSError):  # a full disk has been said already
+                logger.close()

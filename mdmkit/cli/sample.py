@@ -40,24 +40,39 @@ def command(
     from mdmkit.evaluate.grid import save_grid, save_picture
     from mdmkit.recipe import load
     from mdmkit.sampling.draw import draw
-    from mdmkit.train.folder import RESOLVED, free_name
-    from mdmkit.train.parallel import pick_device
+    from mdmkit.train.folder import RESOLVED, free_name, one_line_disk_errors
+    from mdmkit.train.memory import one_line_memory_errors
+    from mdmkit.train.parallel import autocast, pick_device
+
+    from .run import run_facts
 
     for name, value in (("--count", count), ("--steps", steps), ("--levels", levels)):
         if value is not None and value < 1:
             raise WrongInput(f"sample {name}: expected a number of at least 1, got {value}")
+    if noise_device not in (None, "cpu"):
+        raise WrongInput(f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'")
     folder = model_folder(model)
-    overrides = [*sets, *([f"sample.steps={steps}"] if steps else []), *([f"sample.seed={seed}"] if seed is not None else [])]
-    registry = open_registry(plugins)
-    recipe = load(folder / RESOLVED, overrides, registry, allow_pipe=True)
+    given = {"sample.steps": steps, "sample.seed": seed}
+    overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
+    registry = open_registry(list(dict.fromkeys([*run_facts(folder).get("plugins_by_module", []), *plugins])))
+    recipe = load(folder / RESOLVED, overrides, registry, allow_pipe=True)  # no data is read
     if levels is not None and levels > len(recipe.model.levels):
-        raise WrongInput(f"sample --levels: expected 1 to {len(recipe.model.levels)}, got {levels}: the model has no more")
-    device = pick_device(recipe.run.device)
-    nest, text = load_model(folder, recipe, registry, device=device, weights=weights)
-    resolutions = assemble.resolutions(recipe)[: levels or len(recipe.model.levels)]
-    captions = [text_ for text_ in (prompt or recipe.sample.prompts) for _ in range(count)] or [""] * count
-    if not prompt and not recipe.sample.prompts and text is not None:
+        most = len(recipe.model.levels)
+        raise WrongInput(f"sample --levels: expected 1 to {most}, got {levels}: the model has no more")
+    if not 0 <= intermediate < recipe.sample.steps:
+        most = recipe.sample.steps - 1
+        raise WrongInput(f"sample --intermediate: expected 0 to {most}, fewer than the steps, got {intermediate}")
+    if prompt and recipe.text is None:
+        raise WrongInput("sample --prompt: the model reads no text (its recipe has no [text]); leave it out")
+    prompts = list(prompt or (recipe.sample.prompts if recipe.text else ()))
+    if not prompts and recipe.text is not None:
         raise WrongInput("sample: give at least one --prompt (the recipe has no sample.prompts)")
+    captions = [caption for caption in prompts or [""] for _ in range(count)]
+    target = out or free_name(model, "drawn")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise WrongInput(f"{target} exists and is not an empty folder; name another --out")
+    device = pick_device(recipe.run.device)
+    resolutions = assemble.resolutions(recipe, levels)
     kept: dict[int, list[tuple[torch.Tensor, ...]]] = {}
     wanted = {round((i + 1) * recipe.sample.steps / (intermediate + 1)) for i in range(intermediate)}
 
@@ -66,23 +81,30 @@ def command(
             rows = [tuple(level[i].cpu() for level in said.x0) for i in range(len(said.x0[0]))]
             kept.setdefault(step, []).extend(rows)
 
-    pyramids = draw(
-        nest, text, assemble.diffusion(recipe, registry), assemble.drawing(recipe, registry),
-        resolutions=resolutions, captions=captions, seed=recipe.sample.seed, batch=recipe.sample.batch,
-        device=device, noise_device=noise_device, callback=keep if wanted else None,
-    )
-    target = out or free_name(model, "drawn")
-    target.mkdir(parents=True, exist_ok=True)
-    for r, (height, width) in enumerate(resolutions):
-        path = target / f"grid-level-{r}-{height}x{width}.png"
-        save_grid(path, [pyramid[r].cpu() for pyramid in pyramids], captions)
-        print(path)
-        for step, rows in sorted(kept.items()):
-            way = target / f"grid-level-{r}-{height}x{width}-after-{step:04d}.png"
-            save_grid(way, [row[r] for row in rows], captions)
-            print(way)
-    for i, pyramid in enumerate(pyramids):
-        save_picture(target / f"picture-{recipe.sample.seed + i:05d}.png", pyramid[-1].cpu())
+    with one_line_disk_errors(target), one_line_memory_errors("lower sample.batch, or draw fewer --levels"):
+        target.mkdir(parents=True, exist_ok=True)  # before the work: it may be refused
+        nest, text = load_model(folder, recipe, registry, device=device, weights=weights)
+        try:
+            with autocast(recipe.run.precision, device):
+                pyramids = draw(
+                    nest, text, assemble.diffusion(recipe, registry), assemble.drawing(recipe, registry),
+                    resolutions=resolutions, captions=captions, seed=recipe.sample.seed, batch=recipe.sample.batch,
+                    device=device, noise_device=noise_device, callback=keep if wanted else None,
+                )
+        except ValueError as error:  # a component's own words, as of an unknown class
+            raise WrongInput(f"sample: {error}") from error
+        if cut := getattr(text, "truncated", 0):
+            print(f"{cut} prompts were cut to the encoder's length", file=sys.stderr)
+        for r, (height, width) in enumerate(resolutions):
+            path = target / f"grid-level-{r}-{height}x{width}.png"
+            save_grid(path, [pyramid[r].cpu() for pyramid in pyramids], captions)
+            print(path)
+            for step, rows in sorted(kept.items()):
+                way = target / f"grid-level-{r}-{height}x{width}-after-{step:04d}.png"
+                save_grid(way, [row[r] for row in rows], captions)
+                print(way)
+        for i, pyramid in enumerate(pyramids):
+            save_picture(target / f"picture-{recipe.sample.seed + i:05d}.png", pyramid[-1].cpu())
     print(f"{len(pyramids)} pictures in {target}", file=sys.stderr)
 
 
@@ -109,10 +131,9 @@ def load_model(
     folder: Path, recipe: Recipe, registry: Registry, *, device: torch.device, weights: str = "ema"
 ) -> tuple[Any, Any]:
     """The nest and text encoder of a model folder, every tensor accounted for."""
-    import torch
-
     from mdmkit import assemble
-    from mdmkit.train.loop import check_names, trained_parameters
+    from mdmkit.train.loop import trained_parameters
+    from mdmkit.train.state import check_names, copy_into
     from mdmkit.train.state import load as load_checkpoint
 
     if weights not in ("ema", "model"):
@@ -123,7 +144,5 @@ def load_model(
     parameters = trained_parameters(nest, text)
     stored = checkpoint.tensors.get(weights, {})
     check_names(folder, parameters, stored)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(stored[name])
+    copy_into(parameters, stored)
     return nest, text

@@ -107,7 +107,9 @@ def call(verb: Verb, name: str, arguments: Sequence[str]) -> int:
     command: Any = typer.main.get_command(app)
     try:
         code = command.main(list(arguments), prog_name=f"mdmkit {name}", standalone_mode=False)
-    except typer.Abort:
+    except typer.Abort as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # older versions turn Ctrl-C into this
+            return 130
         print("aborted", file=sys.stderr)
         return 1
     except Exception as error:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 import os
+import pickle
 import signal
 import threading
-import time
 import traceback
 import warnings
 from collections.abc import Generator, Iterable, Sequence
-from functools import partial
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context, parent_process
 from typing import Any
 
 import numpy as np
@@ -47,7 +45,7 @@ def batches(
         prefetch_factor=prefetch if workers else None,
         # forking after torch has started threads can hang, and ends CUDA
         multiprocessing_context=_context() if workers else None,
-        worker_init_fn=partial(_start_worker, os.getpid()) if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         pin_memory=pin_memory and torch.accelerator.is_available(),
         # else it would draw a seed from torch's global stream
         generator=torch.Generator(),
@@ -79,6 +77,9 @@ def batches(
     finally:
         if workers:
             iterator._shutdown_workers()  # type: ignore[attr-defined]  # a traceback may keep it alive
+            for worker in iterator._workers:  # type: ignore[attr-defined]
+                if worker.is_alive():  # stuck in a read, and deaf to SIGTERM
+                    worker.kill()
 
 
 def collate(samples: Sequence[Sample], positions: Sequence[int], resolution: tuple[int, int]) -> Batch:
@@ -160,21 +161,28 @@ def _as_is(batch: Any) -> Any:
 def _context() -> Any:
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "mdmkit.data.loader"])  # imported once, not by every worker
+    # Ctrl-C, and what ends a job, reach every process of a group; the main process stops the others when it has
+    # saved. The fork server inherits the blocked signals, and so do its workers, from their first instruction on
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
-def _start_worker(main: int, _: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process stops the workers when it has saved
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(_: int) -> None:
+    # the fork server may have been started by others, with no signal blocked
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     # torch looks whether a worker's parent lives, but that is the fork server, which waits for its workers in turn:
     # after kill -9 of the main process both would stay for ever
-    threading.Thread(target=_end_with, args=(main,), daemon=True).start()
+    threading.Thread(target=_end_with_main, daemon=True).start()
 
 
-def _end_with(main: int) -> None:
-    while True:
-        try:
-            os.kill(main, 0)
-        except ProcessLookupError:
-            os._exit(1)
-        time.sleep(1)
+def _end_with_main() -> None:
+    main = parent_process()
+    if main is not None:
+        # a pipe that closes with the main process: its pid would stay for as long as nobody has waited for it
+        main.join()
+        os._exit(1)

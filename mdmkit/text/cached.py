@@ -56,6 +56,11 @@ class CachedEncoder(TextEncoder):
         mask = mask.bool()
         self._empty = features * mask.unsqueeze(-1), mask
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether captions other than the empty one can be encoded."""
+        return self._make is not None
+
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         prompts = [caption for caption in captions if caption]
         if prompts and self._make is None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mdmkit.errors import WrongInput
+from mdmkit.errors import MdmkitError, WrongInput
 
-__all__ = ["RECIPE", "RESOLVED", "RUN", "Lock", "create", "free_name"]
+__all__ = ["RECIPE", "RESOLVED", "RUN", "Lock", "create", "free_name", "one_line_disk_errors", "refuse_taken"]
 
 RECIPE, RESOLVED, RUN = "recipe.toml", "recipe.resolved.toml", "run.toml"
 
@@ -22,22 +24,45 @@ def free_name(parent: Path, stem: str) -> Path:
     return path
 
 
+def refuse_taken(folder: Path) -> None:
+    """Nothing, where a run may be made in this folder.
+
+    Raises:
+        WrongInput: it holds a run already, or something else.
+    """
+    if (folder / RESOLVED).exists():
+        raise WrongInput(f"{folder} holds a run already; go on with it by --resume {folder}, or name another --out")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WrongInput(f"{folder} exists and is not an empty folder; name another --out")
+
+
 def create(folder: Path, files: Mapping[str, str]) -> None:
     """Make a run folder and write its first files.
 
     Raises:
-        WrongInput: it holds a run already, or something else, or cannot be made.
+        WrongInput: it is taken, or cannot be made.
     """
-    if (folder / RESOLVED).exists():
-        raise WrongInput(f"{folder} holds a run already; go on with it by --resume {folder}, or name another --out")
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise WrongInput(f"{folder} exists and is not an empty folder; name another --out")
+        refuse_taken(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise WrongInput(f"the run folder {folder} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def one_line_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what a disk refuses (full, over quota, read-only, broken) into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES):
+            raise
+        where = error.filename or folder
+        raise MdmkitError(
+            f"{where} cannot be written: {error.strerror}; make room and go on with --resume {folder}"
+        ) from error
 
 
 class Lock:

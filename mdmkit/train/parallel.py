@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from mdmkit.errors import MdmkitError, WrongInput
+from mdmkit.errors import WrongInput
 
-__all__ = ["World", "autocast", "compile_blocks", "keep_large_buffers", "one_line_memory_errors", "pick_device", "world"]
+__all__ = ["World", "autocast", "compile_blocks", "pick_device", "world"]
 
 
 @attrs.frozen
@@ -45,13 +47,29 @@ class World:
             dist.all_reduce(joined, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in joined.tolist()]
 
-    def sum(self, count: int, device: torch.device) -> int:
-        """The sum over ranks."""
+    def sum(self, *counts: int, device: torch.device) -> list[int]:
+        """The sum of each over ranks, in one exchange."""
+        total = torch.tensor(counts, device=device)
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, said: list[Any]) -> list[Any]:
+        """What all ranks say, on each of them, in their order; the objects travel pickled."""
         if self.size == 1:
-            return count
-        total = torch.tensor(count, device=device)
-        dist.all_reduce(total)
-        return int(total)
+            return said
+        from_ranks: list[Any] = [None] * self.size
+        dist.all_gather_object(from_ranks, said)
+        return [one for from_rank in from_ranks for one in from_rank]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over ranks (DDP); itself where there is one rank."""
+        if self.size == 1:
+            return module
+        # a step that stops at an inner level leaves the shells without gradients. Looking for them also keeps DDP's
+        # first buckets, which it else rearranges after a step: a resumed run would add in another order
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
+        return DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -90,6 +108,8 @@ def pick_device(wanted: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise WrongInput("run.device: 'cuda' is asked for, but torch sees no CUDA device; say run.device=\"cpu\"")
+        if device.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+            raise WrongInput(f"run.device: {wanted} is one device for several ranks; say run.device=\"cuda\"")
         index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if index >= torch.cuda.device_count():
             raise WrongInput(
@@ -107,34 +127,9 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def compile_blocks(nest: nn.Module, block: type[nn.Module] | tuple[type[nn.Module], ...]) -> int:
-    """Compile each block of a network in place, and say how many; parameter names stay as they are."""
-    blocks = [module for module in nest.modules() if isinstance(module, block)]
-    for module in blocks:
+def compile_blocks(blocks: Iterable[nn.Module]) -> int:
+    """Compile each of the modules in place, and say how many; parameter names stay as they are."""
+    found = list(blocks)
+    for module in found:
         module.compile()
-    return len(blocks)
-
-
-def keep_large_buffers() -> None:
-    """Tell glibc to keep large freed buffers instead of giving them back after every use (5-15 % of a CPU step)."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
-
-
-@contextlib.contextmanager
-def one_line_memory_errors() -> Iterator[None]:
-    """Turn "out of memory" of any allocator into one line that says what to change."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        out = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
-        if not out:
-            raise
-        said = text.splitlines()[0][:200] if text else "the allocator gave none"
-        raise MdmkitError(
-            f"too little memory: {said}; raise train.accumulate, set model.use_checkpoint = true, or lower train.batch"
-        ) from error
+    return len(found)

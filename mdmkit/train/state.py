@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from mdmkit.errors import MdmkitError
+from mdmkit.errors import MdmkitError, WrongInput
 
-__all__ = ["Checkpoint", "checkpoints", "damaged", "latest", "load", "save"]
+from .ema import EMA
+from .optim import load_named_state
+
+__all__ = ["Checkpoint", "check_names", "checkpoints", "copy_into", "damaged", "latest", "load", "restore", "save"]
 
 FACTS = "state.json"
 
@@ -62,17 +67,17 @@ def save(
         for path in aside.iterdir():
             sync(path)
         sync(aside)
-        if final.exists():
+        if final.exists():  # a damaged one, or the run would have gone on from it
             shutil.rmtree(final)
         os.rename(aside, final)
         sync(folder)
-    except (OSError, RuntimeError) as error:  # safetensors raises its own RuntimeError subclass for I/O
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         shutil.rmtree(aside, ignore_errors=True)
         before = latest(folder)
         kept = f"the checkpoint before it is whole: {before}" if before else "there is no checkpoint before it"
         raise MdmkitError(f"checkpoint at step {step} could not be written to {folder}: {error}; {kept}") from error
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -124,7 +129,47 @@ def load(path: Path, *, only: tuple[str, ...] | None = None) -> Checkpoint:
         raise MdmkitError(f"{path} is not a whole checkpoint: {reason}; use another one, or start again")
     facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
     groups = [name.removesuffix(".safetensors") for name in facts["files"] if name.endswith(".safetensors")]
-    return Checkpoint(
-        path=path, facts=facts,
-        tensors={name: load_file(path / f"{name}.safetensors") for name in groups if only is None or name in only},
-    )
+    try:
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in groups if only is None or name in only}
+    except (OSError, SafetensorError) as error:
+        raise MdmkitError(f"{path} is not a whole checkpoint: {error}; use another one, or start again") from error
+    return Checkpoint(path=path, facts=facts, tensors=tensors)
+
+
+def restore(
+    checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], ema: EMA, optimizer: torch.optim.Optimizer
+) -> None:
+    """Load a checkpoint into a training, every name accounted for.
+
+    Raises:
+        WrongInput: names or shapes differ, as when it was written by another recipe.
+    """
+    check_names(checkpoint.path, parameters, checkpoint.tensors["model"])
+    copy_into(parameters, checkpoint.tensors["model"])
+    try:
+        ema.load_state_dict({"averages": checkpoint.tensors["ema"], "updates": checkpoint.facts["ema"]})
+        load_named_state(optimizer, parameters.items(), checkpoint.tensors["optimizer"])
+    except ValueError as error:
+        raise WrongInput(f"{checkpoint.path} does not fit this run: {error}") from error
+
+
+@torch.no_grad()
+def copy_into(parameters: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Give each parameter its stored value."""
+    for name, parameter in parameters.items():
+        parameter.copy_(stored[name])
+
+
+def check_names(path: Path, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Raise WrongInput unless the stored tensors are exactly the wanted ones, by name and shape."""
+    missing, left_over = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    shapes = [
+        f"{name} {tuple(stored[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in wanted.items() if name in stored and stored[name].shape != value.shape
+    ]
+    said = [
+        f"{what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+        for what, names in (("missing", missing), ("left over", left_over), ("other shape", shapes)) if names
+    ]
+    if said:
+        raise WrongInput(f"{path} is from another recipe: {'; '.join(said)}")

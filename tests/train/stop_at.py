@@ -1,4 +1,4 @@
-"""A plugin that ends the process at a step, the hard way or the soft way, once: named by STOP_AT and STOP_BY."""
+"""A plugin that sends this process a signal, at a step (STOP_AT) or in the middle of a checkpoint (STOP_IN)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,30 @@ from typing import Any
 from mdmkit.plugins import hookimpl
 
 
+def stop() -> None:
+    """The signal that STOP_BY names."""
+    os.kill(os.getpid(), getattr(signal, os.environ.get("STOP_BY", "SIGKILL")))
+
+
+@hookimpl
+def mdmkit_run_start(**_: Any) -> None:
+    """From step STOP_IN on, the first checkpoint is never renamed: the process dies just before."""
+    if "STOP_IN" not in os.environ:
+        return
+    from mdmkit.train import state
+
+    rename = os.rename
+
+    def dying(source: Any, target: Any) -> None:
+        if int(str(target).rpartition("-")[2]) >= int(os.environ["STOP_IN"]):
+            stop()
+        rename(source, target)
+
+    state.os = type("Os", (), {**vars(os), "rename": staticmethod(dying)})()  # type: ignore[attr-defined]
+
+
 @hookimpl
 def mdmkit_step_end(step: int, **_: Any) -> None:
-    """Send the signal at the step."""
+    """Send the signal at the step; on the first rank only."""
     if step == int(os.environ.get("STOP_AT", "-1")) and os.environ.get("RANK", "0") == "0":
-        os.kill(os.getpid(), getattr(signal, os.environ.get("STOP_BY", "SIGKILL")))
+        stop()

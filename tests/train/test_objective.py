@@ -1,0 +1,181 @@
+"""The training loss: by hand at one level, and what mixed batches and loss spaces do to it."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import attrs
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mdmkit.diffusion import Diffusion
+from mdmkit.schedules import Cosine, shift_levels
+from mdmkit.targets import SPACES, convert, mse
+from mdmkit.train.objective import Objective, pyramid_loss
+from mdmkit.weighting import Uniform
+
+SIZES = ((4, 4), (8, 8))
+
+
+def diffusion(prediction: str = "v", levels: int = 2) -> Diffusion:
+    return Diffusion(shift_levels(Cosine(), SIZES[:levels], shift_power=1.0), prediction)
+
+
+def draw(seed: int, *rows: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(count, 3, *size, generator=generator, dtype=torch.float64)
+        for count, size in zip(rows, SIZES, strict=False)
+    )
+
+
+def times(seed: int, rows: int) -> Tensor:
+    return 0.02 + 0.96 * torch.rand(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@attrs.frozen
+class Steep:
+    """A weighting that is not constant."""
+
+    space: str | None = None
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        return (1 + logsnr.exp()).sqrt()
+
+
+def test_the_loss_of_one_level_by_hand() -> None:
+    t = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    (x,), (eps,), (said,) = draw(0, 2), draw(1, 2), draw(2, 2)
+    process = diffusion("v", levels=1)
+    expected = 0.0
+    for row in range(2):
+        logsnr = process.schedules[0].logsnr(t[row]).item()
+        alpha, sigma = math.sqrt(1 / (1 + math.exp(-logsnr))), math.sqrt(1 / (1 + math.exp(logsnr)))
+        z = [alpha * a + sigma * b for a, b in zip(x[row].flatten().tolist(), eps[row].flatten().tolist(), strict=True)]
+        # eps of a v prediction (variance preserving): sigma z + alpha v
+        wrong = [
+            (sigma * at + alpha * v - e) ** 2
+            for at, v, e in zip(z, said[row].flatten().tolist(), eps[row].flatten().tolist(), strict=True)
+        ]
+        expected += math.sqrt(1 + math.exp(logsnr)) * sum(wrong) / len(wrong) / 2
+    loss = pyramid_loss(
+        (said,), (x,), (eps,), t, diffusion=process, loss_space="eps", pixel_loss=mse, weighting=Steep()
+    )
+    assert loss.shape == (1,)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+@given(seed=st.integers(0, 99), outer=st.integers(1, 4), space=st.sampled_from(SPACES))
+def test_each_level_is_the_mean_over_its_own_rows(seed: int, outer: int, space: str) -> None:
+    rows = (4, outer)
+    x, eps, said, t = draw(seed, *rows), draw(seed + 100, *rows), draw(seed + 200, *rows), times(seed, 4)
+    how = {"diffusion": diffusion(), "loss_space": space, "pixel_loss": mse, "weighting": Steep()}
+    together = pyramid_loss(said, x, eps, t, **how)
+    alone = [
+        [
+            pyramid_loss(
+                tuple(level[i : i + 1] for level in said), tuple(level[i : i + 1] for level in x),
+                tuple(level[i : i + 1] for level in eps), t[i : i + 1], **how,
+            )[r]
+            for i in range(rows[r])
+        ]
+        for r in range(2)
+    ]
+    for r in range(2):
+        assert torch.allclose(together[r], torch.stack(alone[r]).mean())
+
+
+def test_shares_leave_the_loss_unbiased() -> None:
+    # whichever rows of a batch reach the top, the mean over all choices is the loss of the whole batch
+    x, eps, said, t = draw(0, 4, 4), draw(1, 4, 4), draw(2, 4, 4), times(3, 4)
+    how = {"diffusion": diffusion(), "loss_space": "eps", "pixel_loss": mse, "weighting": Uniform()}
+    whole = pyramid_loss(said, x, eps, t, **how)
+    orders = [torch.tensor(order) for order in ((0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2))]
+
+    def cut(levels: tuple[Tensor, ...], order: Tensor) -> tuple[Tensor, ...]:
+        return levels[0][order], levels[1][order][:2]
+
+    mixed = torch.stack(
+        [pyramid_loss(cut(said, o), cut(x, o), cut(eps, o), t[o], **how) for o in orders]
+    )
+    assert torch.allclose(mixed.mean(0), whole)
+    assert not torch.allclose(mixed[0], whole)
+
+
+@given(source=st.sampled_from(SPACES), target=st.sampled_from(SPACES), seed=st.integers(0, 99))
+def test_what_the_network_predicts_does_not_change_the_loss(source: str, target: str, seed: int) -> None:
+    x, eps, said, t = draw(seed, 3, 2), draw(seed + 1, 3, 2), draw(seed + 2, 3, 2), times(seed, 3)
+    as_v = diffusion("v")
+    z = as_v.noisy(x, eps, t)
+    same = tuple(
+        convert(v, noisy, *as_v.alpha_sigma(t, r, like=noisy), "v", source)
+        for r, (v, noisy) in enumerate(zip(said, z, strict=True))
+    )
+    how = {"loss_space": target, "pixel_loss": mse, "weighting": Steep("eps")}
+    one = pyramid_loss(said, x, eps, t, diffusion=as_v, **how)
+    other = pyramid_loss(same, x, eps, t, diffusion=diffusion(source), **how)
+    assert torch.allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_weighting_means_its_own_space_whatever_the_loss_is_taken_in(space: str) -> None:
+    x, eps, said, t = draw(0, 3, 2), draw(1, 3, 2), draw(2, 3, 2), times(3, 3)
+    how = {"diffusion": diffusion(), "pixel_loss": mse, "weighting": Steep("eps")}
+    reference = pyramid_loss(said, x, eps, t, loss_space="eps", **how)
+    assert torch.allclose(pyramid_loss(said, x, eps, t, loss_space=space, **how), reference, rtol=1e-6)
+
+
+class Words(nn.Module):
+    """Two words as features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(2, 4, dtype=torch.float64)
+
+    def forward(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        features = self.words(torch.tensor([len(caption) % 2 for caption in captions])).unsqueeze(1)
+        return features, torch.ones(features.shape[:2], dtype=torch.bool)
+
+
+class Net(nn.Module):
+    """Scales each level by a number of its own and adds the text's mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList(nn.Parameter(torch.tensor(0.5, dtype=torch.float64)) for _ in SIZES)
+
+    def forward(self, z, t, cond=None, cond_mask=None, micros=None):  # noqa: ANN001, ANN201
+        said = 0 if cond is None else cond.mean((1, 2)).view(-1, 1, 1, 1)
+        return tuple(
+            scale * level + (said if cond is None else said[: len(level)]) for scale, level in zip(self.scales, z, strict=False)
+        )
+
+
+def objective() -> Objective:
+    torch.manual_seed(0)
+    return Objective(
+        Net(), Words(), diffusion=diffusion(), loss_space="eps", pixel_loss=mse, weighting=Uniform()
+    )
+
+
+def test_gradients_reach_network_and_text_and_only_levels_that_run() -> None:
+    model = objective()
+    loss = model(draw(0, 3), draw(1, 3), times(0, 3), captions=["a", "bb", ""])
+    assert loss.shape == (1,)
+    loss.sum().backward()
+    assert model.nest.scales[0].grad.abs() > 0
+    assert model.nest.scales[1].grad is None
+    assert model.text.words.weight.grad.abs().sum() > 0
+
+
+def test_a_level_more_leaves_the_losses_below_as_they_are() -> None:
+    model = objective()
+    x, eps, t = draw(0, 3, 2), draw(1, 3, 2), times(0, 3)
+    both = model(x, eps, t, captions=["a", "bb", ""])
+    inner = model(x[:1], eps[:1], t, captions=["a", "bb", ""])
+    assert torch.equal(both[:1], inner)
+    assert [len(level) for level, _ in pairwise((*x, None))] == [3, 2]
