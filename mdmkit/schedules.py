@@ -23,20 +23,8 @@ from torch import Tensor
 
 from mdmkit.pyramid import normalize_resolution
 
-__all__ = [
-    "DDPM",
-    "LOGSNR_LIMIT",
-    "Cosine",
-    "CosineLogSNR",
-    "LinearFlow",
-    "NoiseSchedule",
-    "Shifted",
-    "Sigmoid",
-    "VariancePreserving",
-    "clean_at_zero",
-    "level_shift",
-    "shift_levels",
-]
+__all__ = ["DDPM", "LOGSNR_LIMIT", "Cosine", "CosineLogSNR", "LinearFlow", "NoiseSchedule", "Shifted"]
+__all__ += ["Sigmoid", "VariancePreserving", "clean_at_zero", "level_shift", "shift_levels"]
 
 LOGSNR_LIMIT = 20.0
 

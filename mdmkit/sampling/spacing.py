@@ -18,7 +18,7 @@ class Spacing(Protocol):
 def uniform_t(steps: int, diffusion: Diffusion) -> list[float]:
     """Equal steps in t from 1 to 0. Raises ValueError where steps < 1."""
     check_steps(steps)
-    return [1 - k / steps for k in range(steps)] + [0.0]
+    return [k / steps for k in range(steps, -1, -1)]
 
 
 def released(steps: int, diffusion: Diffusion, *, table: int = 1000) -> list[float]:

@@ -25,7 +25,7 @@ THRESHOLDS: dict[str, Callable[..., Tensor]] = {
     "DYNAMIC": dynamic,
     "DYNAMIC_IF": dynamic_if,
 }
-# without its shift, the released sampler divides the picture of a level by the level's ratio instead; not ours
+# without its shift, the released sampler divides a level's picture by its ratio to level 0 instead; not ours
 SAMPLES = {
     "sample_unet": [
         "ddim_clip_g1",

@@ -112,6 +112,12 @@ def test_ddpm_is_the_posterior_of_the_paper_and_ddim_at_eta_one(seed: int, times
         variance = (1 - gamma_s) / (1 - gamma_t) * beta
         expected = mean + math.sqrt(variance) * noise(0, level)
         torch.testing.assert_close(ancestral[level], expected, rtol=0, atol=1e-9)
+        # arXiv 2010.02502, eq. 16: eta scales the deviation of the fresh noise
+        half = ddim(Perfect(x0), z, [now, after], noise, eta=0.5)[level]
+        quiet = ddim(Perfect(x0), z, [now, after], lambda step, level: 0 * noise(step, level), eta=0.5)[level]
+        torch.testing.assert_close(
+            half - quiet, 0.5 * math.sqrt(variance) * noise(0, level), rtol=0, atol=1e-9
+        )
     for same, level in zip(ddim(Perfect(x0), z, [now, after], noise, eta=1.0), ancestral, strict=True):
         assert torch.equal(same, level)
 

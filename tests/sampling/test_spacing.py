@@ -38,6 +38,12 @@ def test_too_few_or_too_many_steps_are_refused(spacing: Spacing):
         released(1001, diffusion)
 
 
+def test_the_released_grid_starts_late():
+    assert released(5, diffusion) == [0.834, 0.667, 0.5, 0.334, 0.167, 0.0]
+    assert released(1, diffusion) == [0.5, 0.0]
+    assert released(1000, diffusion) == uniform_t(1000, diffusion)
+
+
 @pytest.mark.golden
 def test_released_grids():
     recorded = load_file(golden_case("schedules") / "schedules.safetensors")
