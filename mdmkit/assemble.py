@@ -234,6 +234,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
     from mdmkit.train.loop import Parts, trained_parameters
     from mdmkit.train.objective import Objective
 
+    source = dataset(recipe, registry)  # first: what is wrong with files is known soonest
     torch.manual_seed(int.from_bytes(key_bytes((recipe.run.seed, "parameters"), 8), "little"))
     # made on the CPU, so that a seed gives the same start on every device
     network = nest(recipe, registry).to(device)
@@ -243,7 +244,6 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
 
         compile_blocks(network.blocks())
     learns = text is not None and getattr(text, "trainable", False)
-    source = dataset(recipe, registry)
     hold_empty_features(recipe, text, source)
     return Parts(
         nest=network,

@@ -212,7 +212,8 @@ def work(
         if ranks.is_main:
             if resumed:
                 cut_back(folder / "log.jsonl", told.step)
-            told.loggers = [JSONLines(folder), *assemble.loggers(recipe, registry, run_dir=folder)]
+            told.loggers.append(JSONLines(folder))
+            told.loggers += assemble.loggers(recipe, registry, run_dir=folder)
             if resumed:
                 name = checkpoint.path.name if checkpoint else None
                 told.event(told.step, "resumed", {"checkpoint": name, "set": list(sets), "torch": torch.__version__})
