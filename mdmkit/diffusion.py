@@ -81,7 +81,7 @@ class Diffusion:
         return alpha.view(shape).to(like), sigma.view(shape).to(like)
 
     def noisy(self, x0: Sequence[Tensor], eps: Sequence[Tensor], t: Tensor) -> Pyramid:
-        """The noisy pyramid of `x0` at times `t (B,)`; level r has the first `len(x0[r])` rows of the batch."""
+        """The noisy pyramid of `x0` at times `t (B,)`; level r has the batch's first `len(x0[r])` rows."""
         noisy = []
         for level, (clean, noise) in enumerate(zip(x0, eps, strict=True)):
             alpha, sigma = self.alpha_sigma(t, level, like=clean)

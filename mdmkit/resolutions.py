@@ -78,8 +78,7 @@ def rows_per_level(shares: Sequence[float], batch: int, multiple: int = 1) -> tu
     counts = [max(math.floor(quota), int(share > 0)) for quota, share in zip(quotas, shares, strict=True)]
     while sum(counts) != units:
         short = sum(counts) < units
-        # the level furthest below its quota gains a unit; where minima overshot, the one furthest above loses
-        # one
+        # the level furthest below its quota gains a unit; where minima overshot, the furthest above loses one
         open_levels = wanted if short else [level for level in wanted if counts[level] > 1]
         gap = {level: quotas[level] - counts[level] for level in open_levels}
         level = max(gap, key=lambda r: (gap[r], -r)) if short else min(gap, key=lambda r: (gap[r], -r))

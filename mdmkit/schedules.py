@@ -23,20 +23,8 @@ from torch import Tensor
 
 from mdmkit.pyramid import normalize_resolution
 
-__all__ = [
-    "DDPM",
-    "LOGSNR_LIMIT",
-    "Cosine",
-    "CosineLogSNR",
-    "LinearFlow",
-    "NoiseSchedule",
-    "Shifted",
-    "Sigmoid",
-    "VariancePreserving",
-    "clean_at_zero",
-    "level_shift",
-    "shift_levels",
-]
+__all__ = ["DDPM", "LOGSNR_LIMIT", "Cosine", "CosineLogSNR", "LinearFlow", "NoiseSchedule", "Shifted"]
+__all__ += ["Sigmoid", "VariancePreserving", "clean_at_zero", "level_shift", "shift_levels"]
 
 LOGSNR_LIMIT = 20.0
 
@@ -117,8 +105,8 @@ class CosineLogSNR(VariancePreserving):
     """Cosine cut to a range of logsnr: -2 ln tan(a u + b), `logsnr_max` at u = 0, `logsnr_min` at u = 1.
 
     `form="continuous"`: u = t. "table": the released table, whose index 0 is clean and whose indices 1 ..
-    steps have u = (index - 1) / (steps - 1). *Progressive Distillation*, arXiv 2202.00512, section 2; *simple
-    diffusion*, arXiv 2301.11093, section 2.1.
+    steps have u = (index - 1) / (steps - 1). *simple diffusion*, arXiv 2301.11093, from its
+    code listing.
     """
 
     logsnr_max: float = 5.0
@@ -214,9 +202,10 @@ def level_shift(
     """What is added to logsnr at `resolution` when `base` has no shift.
 
     `-(p / 2) ln(h_ratio w_ratio) - p_f ln(f_ratio)`, ratios to `base`.
-    For squares `-p ln(side / side_base)`: SNR / s^p of *Matryoshka Diffusion Models*, arXiv 2310.15111,
-    section 3.2. With p = 2 pooling the noisy picture gives the SNR of the low one. Resolutions are `(height,
-    width)` or `(frames, height, width)`; ValueError where only one of them has frames.
+    For squares `-p ln(side / side_base)`: SNR / s^p, as released with *Matryoshka Diffusion Models*,
+    arXiv 2310.15111. p = 2 is the shift of *simple diffusion*, arXiv 2301.11093, section 3.1, at which
+    pooling the noisy picture gives the SNR of the low one. Resolutions are `(height, width)` or `(frames,
+    height, width)`; ValueError where only one of them has frames.
     """
     high, low = normalize_resolution(resolution), normalize_resolution(base)
     if len(high) != len(low):
@@ -243,7 +232,7 @@ def shift_levels(
 
 
 def squared_cosine_logsnr(t: Tensor) -> Tensor:
-    """logsnr of alpha_bar(t) = f(t) / f(0), f(t) = cos^2((t + s) / (1 + s) * pi / 2); arXiv 2102.09672, eq. 17."""
+    """logsnr of alpha_bar = f(t) / f(0), f(t) = cos^2((t + s) / (1 + s) * pi / 2); eq. 17."""
     s = 0.008
     quarter = math.pi / 2 / (1 + s)
     # with theta = quarter (t + s): cos theta = sin(quarter (1 - t)), and
@@ -278,7 +267,7 @@ def interpolate(table: Tensor, t: Tensor) -> Tensor:
 
 
 def logsnr_of_betas(betas: Tensor) -> Tensor:
-    """logsnr at index 0 .. steps: gamma = cumulative products of 1 - beta, with gamma[0] = 1 (cut off) in front."""
+    """logsnr at index 0 .. steps; gamma = cumulative products of 1 - beta, and gamma[0] = 1 (cut off)."""
     log_gamma = torch.log1p(-betas).cumsum(0)
     return with_clean(log_gamma - torch.log(-torch.expm1(log_gamma)))
 

@@ -58,12 +58,12 @@ def test_released_training(name: str, registry: Registry) -> None:
     text = recipe.text.settings
     assert (text.model, text.max_tokens, text.width) == ("google/flan-t5-xl", 128, 2048)
     for level in recipe.model.levels:
-        assert level.network.settings.micro_conditioning == {"scale": float(level.resolution)}
+        assert level.network.settings.micro_conditioning == {"scale": level.resolution}
     assert not recipe.model.levels[0].network.settings.masked_cross_attention
 
 
 def test_released_shifts(registry: Registry) -> None:
-    """logsnr is lower by 1.386 at 256 in the 256 recipe, by 2.773 and 5.545 at 256 and 1024 in the 1024 one."""
+    """logsnr falls by 1.386 at 256 in the 256 recipe, by 2.773 and 5.545 at 256 and 1024 in the 1024 one."""
 
     def shifts(name: str) -> list[float]:
         said = assemble.diffusion(shipped(name, registry), registry)

@@ -54,7 +54,13 @@ def unet_problems(unet: UNetCore | UNetShell) -> Found:
 
 def attended_channels(unet: UNetCore | UNetShell) -> dict[int, int]:
     """The widths that attention works on, by stage."""
-    layers = unet.attention if isinstance(unet.attention, tuple) else (unet.attention,) * len(unet.channels)
+    layers: tuple[int, ...]
+    if unet.attention is None:
+        layers = (*(0,) * (len(unet.channels) - 1), 1)
+    else:
+        layers = (
+            unet.attention if isinstance(unet.attention, tuple) else (unet.attention,) * len(unet.channels)
+        )
     middle = len(unet.channels) - 1 if getattr(unet, "middle", False) else None
     counted = zip(unet.channels, layers, strict=False)
     return {i: width for i, (width, count) in enumerate(counted) if count or i == middle}
@@ -114,8 +120,8 @@ class UNetCore:
 
     channels: tuple[int, ...] = opt((64, 128, 256), "width of each stage, high resolution to low", ge=1)
     blocks: int | tuple[int, ...] = opt(2, "residual blocks a stage, one more on the way up", ge=1)
-    attention: int | tuple[int, ...] = opt(
-        (0, 0, 1), "attention layers behind each residual block of a stage", ge=0
+    attention: int | tuple[int, ...] | None = opt(
+        None, "attention layers behind each residual block of a stage; one at the lowest if not given", ge=0
     )
     strides: tuple[int | tuple[int, ...], ...] | None = opt(
         None, "between the stages, an int or [height, width] each; 2 where not given", ge=1

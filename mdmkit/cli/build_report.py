@@ -20,8 +20,8 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
     sides = assemble.resolutions(recipe)
     width = assemble.cond_dim(recipe)
     tokens = getattr(recipe.text.settings, "max_tokens", 1) if recipe.text else 0
-    batch = micro_batch(recipe)
-    costs = level_costs(nest, sides, batch, tokens, width)
+    reached = micro_batch(recipe, registry)
+    costs = level_costs(nest, sides, reached, tokens, width)
     rows = [["level", "network", "picture", "channels", "parameters", "GFLOP a picture", "training memory"]]
     for r, (level, (h, w), cost) in enumerate(zip(recipe.model.levels, sides, costs, strict=True)):
         channels = getattr(level.network.settings, "channels", ())
@@ -39,14 +39,20 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
     if len(costs) > 1:
         totals = [sum(getattr(cost, name) for cost in costs) for name in ("parameters", "flops", "memory")]
         rows.append(["all", "", "", "", f"{totals[0]:,}", f"{totals[1] / 1e9:,.2f}", size(totals[2])])
-    return f"{aligned(rows)}\n  training memory: one device, {batch} pictures at a time"
+    split = "" if len(set(reached)) == 1 else f" ({', '.join(map(str, reached))} reach levels 0, 1, ...)"
+    return f"{aligned(rows)}\n  training memory: one device, {reached[0]} pictures at a time{split}"
 
 
-def micro_batch(recipe: Recipe) -> int:
-    """Pictures in one forward and backward pass on one device; the largest over growth's stages."""
+def micro_batch(recipe: Recipe, registry: Registry) -> tuple[int, ...]:
+    """Rows that reach each level in one forward and backward pass on one device; of growth's largest stage."""
+    from mdmkit.resolutions import rows_per_level
+
     stages: Sequence[Any] = getattr(recipe.growth.settings, "stages", ())
     batches = [recipe.train.batch, *(getattr(stage, "batch", None) for stage in stages)]
-    return max(batch for batch in batches if batch is not None) // recipe.train.accumulate
+    batch = max(batch for batch in batches if batch is not None)
+    shares = assemble.resolution_sampler(recipe, registry).shares(recipe.run.seed, 0)
+    parts = recipe.train.accumulate
+    return tuple(rows // parts for rows in rows_per_level(shares, batch, multiple=parts))
 
 
 def size(count: float) -> str:

@@ -61,14 +61,14 @@ class TextPath(nn.Module):
 class UNetCore(UNet):
     """Level 0 of a nest: a U-Net with cross-attention to the text, which it prepares for every level.
 
-    channels, blocks (residual blocks), attention (attention layers behind each residual block): one entry a
-    stage, high resolution to low; strides: between the stages, an int or (height, width) each, 2 where not
-    given. emb_dim: width of the time embedding, 4 * channels[0] where not given. middle: two more residual
-    blocks with attention between them at the lowest stage. ffn: an MLP in each attention layer. cond_width:
-    width that the text is projected to, as it comes where not given; text_layers: self-attention layers over
-    the text; pooled_text: the mean of the text goes into the embedding; masked_cross_attention: padding is
-    not looked at. micro_conditioning: numbers about the picture and their defaults. block makes residual
-    blocks.
+    channels, blocks (residual blocks), attention (attention layers behind each residual block; one at the
+    lowest stage where not given): one entry a stage, high resolution to low; strides: between the stages, an
+    int or (height, width) each, 2 where not given. emb_dim: width of the time embedding, 4 * channels[0]
+    where not given. middle: two more residual blocks with attention between them at the lowest stage. ffn: an
+    MLP in each attention layer. cond_width: width that the text is projected to, as it comes where not given;
+    text_layers: self-attention layers over the text; pooled_text: the mean of the text goes into the
+    embedding; masked_cross_attention: padding is not looked at. micro_conditioning: numbers about the picture
+    and their defaults. block makes residual blocks.
 
     cond_dim: width of the text features, None: unconditional. Raises ValueError where the numbers do not fit.
     Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
@@ -79,7 +79,7 @@ class UNetCore(UNet):
         *,
         channels: Sequence[int] = (64, 128, 256),
         blocks: int | Sequence[int] = 2,
-        attention: int | Sequence[int] = (0, 0, 1),
+        attention: int | Sequence[int] | None = None,
         strides: Sequence[int | Sequence[int]] | None = None,
         in_channels: int = 3,
         emb_dim: int | None = None,
@@ -105,7 +105,7 @@ class UNetCore(UNet):
         super().__init__(
             channels=channels,
             blocks=blocks,
-            attention=attention,
+            attention=(*(0,) * (len(channels) - 1), 1) if attention is None else attention,
             strides=strides,
             in_channels=in_channels,
             emb_dim=emb_dim,

@@ -98,8 +98,8 @@ class NestedUNet(nn.Module):
             inside = shell.channels[0]
             if innermost.pooled_text and shell.emb_dim != emb_dim:
                 raise ValueError(
-                    f"expected level {r} built with emb_dim={emb_dim}, the core's, as the pooled text is added "
-                    f"to every level's embedding, got {shell.emb_dim}"
+                    f"expected level {r} built with emb_dim={emb_dim}, the core's, as its pooled text is "
+                    f"added to every embedding, got {shell.emb_dim}"
                 )
 
     def extra_repr(self) -> str:

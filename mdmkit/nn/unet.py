@@ -116,7 +116,9 @@ class UNet(nn.Module):
         self.channels = tuple(channels)
         stages = len(self.channels)
         counts, layers = per_stage("blocks", blocks, stages), per_stage("attention", attention, stages)
-        self.strides = tuple(pair(stride) for stride in (strides or (2,) * (stages - 1)))
+        self.strides = tuple(
+            pair(stride) for stride in (strides if strides is not None else (2,) * (stages - 1))
+        )
         if len(self.strides) != stages - 1:
             raise ValueError(
                 f"expected one stride between each two stages, {stages - 1}, got {len(self.strides)}"

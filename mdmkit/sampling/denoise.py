@@ -65,7 +65,7 @@ class Denoiser:
 
     def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
         """The conditional answer."""
-        t = torch.full((len(z[0]),), at.t, device=z[0].device)
+        t = times(at, len(z[0]), z[0].device)
         predictions = self.nest(tuple(z), t, cond=self.cond, cond_mask=self.cond_mask, micros=self.micros)
         return self.denoised(z, predictions, at)
 
@@ -83,7 +83,7 @@ class Denoiser:
             (self.cond, self.cond_mask), expand_rows(self.uncond, self.uncond_mask, rows=rows)
         )
         twice = tuple(torch.cat([level, level]) for level in z)
-        t = torch.full((2 * rows,), at.t, device=z[0].device)
+        t = times(at, 2 * rows, z[0].device)
         micros = self.micros and {key: torch.cat([value, value]) for key, value in self.micros.items()}
         predictions = self.nest(twice, t, cond=cond, cond_mask=cond_mask, micros=micros)
         return (
@@ -101,6 +101,12 @@ class Denoiser:
         return Denoised(
             x0=tuple(to_x0(*args) for args in levels), eps=tuple(to_eps(*args) for args in levels)
         )
+
+
+def times(at: NoiseLevel, rows: int, device: torch.device) -> Tensor:
+    """The time of every row; float64 where the device has it: `1000 t - 1` has to come out whole again."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.full((rows,), at.t, dtype=dtype, device=device)
 
 
 def expand_rows(text: Tensor, mask: Tensor | None, *, rows: int) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,8 @@ import pytest
 
 from mdmkit import assemble
 from mdmkit.cli import build_report
-from mdmkit.recipe import loads
+from mdmkit.plugins import load_registry
+from mdmkit.recipe import load, loads
 from tests.recipe import stand_ins
 from tests.recipe.stand_ins import FULL
 
@@ -49,11 +50,19 @@ def test_the_table(asked: list[Any]) -> None:
         "all 1,235,567 3.00 1.5 GiB",
         "training memory: one device, 32 pictures at a time",
     ]
-    assert asked == [("a nest on meta", ((64, 64), (128, 128)), 32, 1, 512)]
+    assert asked == [("a nest on meta", ((64, 64), (128, 128)), (32, 32), 1, 512)]
 
 
 def test_the_largest_stage_of_growth_counts() -> None:
     stages = "[{ levels = 1, batch = 64 }, { levels = 2, batch = 16 }]"
     text = FULL.replace("\nbatch = 64\n", "\n") + f"[growth]\nuse = 'staged'\nstages = {stages}\n"
     text = text.replace("\nsteps = 1_000\n", "\n").replace("batch = ", "steps = 1, batch = ")
-    assert build_report.micro_batch(loads(text, registry=stand_ins.registry())) == 64
+    registry = stand_ins.registry()
+    assert build_report.micro_batch(loads(text, registry=registry), registry) == (64, 64)
+
+
+def test_rows_that_stop_inside_do_not_count_outside() -> None:
+    registry = load_registry(env={"MDMKIT_PLUGINS": ""})
+    sets = ["train.batch=24", "train.accumulate=2", "train.levels={ use = 'mixed', shares = [0.25, 0.75] }"]
+    recipe = load("mdmkit:quickstart", sets, registry)
+    assert build_report.micro_batch(recipe, registry) == (12, 9)

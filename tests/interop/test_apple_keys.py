@@ -1,4 +1,4 @@
-"""Our networks against what the released code computed with the same weights, and the translation of its names."""
+"""Our networks against what the released code computed with the same weights, and the names of both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from mdmkit.interop.apple_keys import build_nest, from_released, key_map, level_
 from mdmkit.nn import NestedUNet, UNetCore, UNetShell
 from mdmkit.nn.embed import sinusoid, time_index
 
-UNETS = ["unet_plain", "unet_deep", "unet_skip_mid", "unet_text_masked", "unet_text_unmasked", "unet_text_noproj"]
+UNETS = [
+    "unet_plain",
+    "unet_deep",
+    "unet_skip_mid",
+    "unet_text_masked",
+    "unet_text_unmasked",
+    "unet_text_noproj",
+]
 UNETS += ["unet_lmhead_masked", "unet_lmhead_unmasked"]
 NESTS = ["nested2", "nested2_normed", "nested2_outer_attn", "nested2_ratio4", "nested3"]
 # with weights only: recorded for other rooms
@@ -63,7 +70,9 @@ def test_outputs_are_the_recorded_ones(case: str, golden_folder: Path):
         for r, out in enumerate(reversed(outs)):
             recorded = io[f"out.{r}"]
             off = ((out - recorded).abs().max() / recorded.std()).item()
-            assert off <= max(5e-5, 4 * floors[file.stem]), f"{file.stem} level {r} from the top is off by {off:.2g}"
+            assert off <= max(5e-5, 4 * floors[file.stem]), (
+                f"{file.stem} level {r} from the top is off by {off:.2g}"
+            )
 
 
 @pytest.mark.golden
@@ -84,7 +93,9 @@ def test_numbers_on_the_way_are_the_recorded_ones(case: str, golden_folder: Path
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("case", ["unet_deep", "unet_text_noproj", "unet_lmhead_masked", "nested2_outer_attn", "nested3"])
+@pytest.mark.parametrize(
+    "case", ["unet_deep", "unet_text_noproj", "unet_lmhead_masked", "nested2_outer_attn", "nested3"]
+)
 def test_gradients_have_the_recorded_norms(case: str, golden_folder: Path):
     folder = golden_folder / case
     nest, recorded = network(folder, torch.float64), read(folder, "meta.json")["grad_l2"]
@@ -194,7 +205,10 @@ def test_settings_run_from_low_resolution_to_high():
 REFUSED = {
     "unknown": (released(attention_level=[1]), "unknown keys in a released unet_config: attention_level"),
     "video": (released(temporal_mode=True), "temporal_mode=True is for video"),
-    "outer text": (outer(released(), skip_cond_emb=False), "outer level with a middle, pooled text or text layers"),
+    "outer text": (
+        outer(released(), skip_cond_emb=False),
+        "outer level with a middle, pooled text or text layers",
+    ),
 }
 
 

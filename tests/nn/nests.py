@@ -15,20 +15,32 @@ WIDTH = 16  # of the text features
 
 def core(**settings: Any) -> UNetCore:
     """A core of two stages that reads text, float64."""
-    made: dict[str, Any] = {"channels": (8, 16), "blocks": 1, "attention": (0, 1), "heads": 4, "norm_groups": 4}
+    made: dict[str, Any] = {
+        "channels": (8, 16),
+        "blocks": 1,
+        "attention": (0, 1),
+        "heads": 4,
+        "norm_groups": 4,
+    }
     made |= {"cond_dim": WIDTH, "micro_conditioning": {"scale": 64.0}, "dtype": torch.float64}
     return UNetCore(**made | settings)
 
 
 def shell(inner: UNetCore | UNetShell, **settings: Any) -> UNetShell:
     """A shell of two stages around a level, float64."""
-    made: dict[str, Any] = {"channels": (8, 8), "blocks": 1, "heads": 4, "norm_groups": 4, "dtype": torch.float64}
+    made: dict[str, Any] = {
+        "channels": (8, 8),
+        "blocks": 1,
+        "heads": 4,
+        "norm_groups": 4,
+        "dtype": torch.float64,
+    }
     made |= {"inner_channels": inner.channels[0], "emb_dim": inner.emb_dim}
     return UNetShell(**made | settings)
 
 
 def nest(levels: int, *, seed: int = 0, **settings: Any) -> NestedUNet:
-    """A nest of so many levels, each twice the one inside, as fresh as it comes; the same inside for any number."""
+    """A fresh nest of so many levels, each twice the one inside, which is the same for any number."""
     torch.manual_seed(seed)
     made: list[Any] = [core(**settings)]
     for r in range(1, levels):

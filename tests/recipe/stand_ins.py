@@ -185,7 +185,7 @@ COMPONENTS = [
     Component("text_encoder", "bytes", Width, f"{HERE}:built"),
     Component("text_encoder", "bare", Plain, f"{HERE}:built"),
     Component("text_encoder", "t5", T5, f"{HERE}:built"),
-    Component("resolution_sampler", "all", Plain, f"{HERE}:built"),
+    Component("resolution_sampler", "all", Plain, "mdmkit.resolutions:All"),
     Component("growth", "none", Plain, f"{HERE}:built"),
     Component("growth", "staged", Staged, f"{HERE}:built"),
     Component("sampler", "ddim", Plain, f"{HERE}:built"),

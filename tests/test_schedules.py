@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from mdmkit import schedules
+from mdmkit.schedules import (
+    DDPM,
+    LOGSNR_LIMIT,
+    Cosine,
+    CosineLogSNR,
+    LinearFlow,
+    NoiseSchedule,
+    Shifted,
+    Sigmoid,
+    level_shift,
+    shift_levels,
+)
+from tests.golden import golden_case
+
+ALL = {
+    "cosine": Cosine(),
+    "cosine continuous": Cosine(form="continuous"),
+    "cosine short": Cosine(steps=20),
+    "ddpm": DDPM(),
+    "cosine_logsnr": CosineLogSNR(),
+    "cosine_logsnr continuous": CosineLogSNR(form="continuous"),
+    "sigmoid": Sigmoid(),
+    "sigmoid steep": Sigmoid(start=0.0, end=3.0, tau=0.3),
+    "linear_flow": LinearFlow(),
+}
+every = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL.keys())
+grid = torch.linspace(0, 1, 1001, dtype=torch.float64)
+inside = grid[1:-1]
+shifts = st.floats(-12, 4)
+
+
+@every
+def test_logsnr_is_finite_and_falls(schedule: NoiseSchedule):
+    logsnr = schedule.logsnr(grid)
+    assert logsnr.isfinite().all()
+    assert (logsnr.diff() < 0).all()
+    assert logsnr.abs().max() <= LOGSNR_LIMIT
+    assert isinstance(schedule, NoiseSchedule)
+
+
+@every
+@given(shift=shifts)
+def test_t_zero_is_data_and_t_one_is_not_only_noise(schedule: NoiseSchedule, shift: float):
+    moved = Shifted(schedule, shift)
+    for each in (schedule, moved):
+        alpha, sigma = each.alpha_sigma(torch.tensor([0.0, 1.0]))
+        assert (alpha[0], sigma[0]) == (1, 0)
+        assert alpha[1] > 0
+
+
+@every
+@given(shift=shifts)
+def test_scales_have_the_logsnr_that_they_are_said_to_have(schedule: NoiseSchedule, shift: float):
+    moved = Shifted(schedule, shift)
+    alpha, sigma = moved.alpha_sigma(inside)
+    torch.testing.assert_close(2 * (alpha.log() - sigma.log()), moved.logsnr(inside), rtol=1e-12, atol=1e-12)
+    norm = alpha + sigma if schedule == LinearFlow() else alpha**2 + sigma**2
+    torch.testing.assert_close(norm, torch.ones_like(norm), rtol=1e-14, atol=0)
+
+
+@every
+@given(shift=shifts)
+def test_a_shift_is_a_constant(schedule: NoiseSchedule, shift: float):
+    difference = Shifted(schedule, shift).logsnr(grid) - schedule.logsnr(grid)
+    torch.testing.assert_close(difference, torch.full_like(grid, shift), rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        Shifted(schedule, 0.0).alpha_sigma(grid), schedule.alpha_sigma(grid), rtol=0, atol=0
+    )
+
+
+@every
+def test_float32_keeps_its_digits_at_both_ends(schedule: NoiseSchedule):
+    t = torch.cat([torch.logspace(-4, -1, 50), 1 - torch.logspace(-4, -1, 50)])
+    narrow = torch.stack(schedule.alpha_sigma(t))
+    wide = torch.stack(schedule.alpha_sigma(t.double()))
+    torch.testing.assert_close(narrow.double(), wide, rtol=2e-4, atol=0)
+    assert narrow.dtype == torch.float32
+
+
+def test_table_and_formula_of_the_squared_cosine_agree_but_for_the_cap():
+    table, formula = Cosine().logsnr(grid), Cosine(form="continuous").logsnr(grid)
+    torch.testing.assert_close(table[:-1], formula[:-1], rtol=1e-9, atol=1e-9)
+    assert table[-1].item() == pytest.approx(-19.8359, abs=1e-4)
+    assert formula[-1] == -LOGSNR_LIMIT
+
+
+def test_continuous_formulas_are_the_papers():
+    cosine = (
+        torch.cos((inside + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    )
+    torch.testing.assert_close(Cosine(form="continuous").alpha_sigma(inside)[0] ** 2, cosine)
+    x = torch.sigmoid(-3 + 6 * inside)
+    bounds = torch.tensor([-3.0, 3.0], dtype=torch.float64).sigmoid()
+    torch.testing.assert_close(
+        Sigmoid().alpha_sigma(inside)[0] ** 2, (bounds[1] - x) / (bounds[1] - bounds[0])
+    )
+    torch.testing.assert_close(LinearFlow().alpha_sigma(grid)[1], grid, rtol=1e-12, atol=5e-5)
+    torch.testing.assert_close(LinearFlow().alpha_sigma(inside)[1], inside, rtol=1e-14, atol=0)
+    ends = CosineLogSNR(logsnr_max=7, logsnr_min=-3, form="continuous").logsnr(torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(ends, torch.tensor([7.0, -3.0]), rtol=1e-5, atol=0)
+
+
+def test_a_shifted_flow_is_the_time_shift_of_stable_diffusion_3():
+    ratio = 4.0
+    sigma = shift_levels(LinearFlow(), [16, 64], shift_power=2)[1].alpha_sigma(inside)[1]
+    torch.testing.assert_close(sigma, ratio * inside / (1 + (ratio - 1) * inside), rtol=1e-12, atol=0)
+
+
+def test_tables_interpolate_between_their_entries():
+    middle = Cosine().logsnr((grid[1:-1] + grid[2:]) / 2)
+    entries = Cosine().logsnr(grid[1:])
+    torch.testing.assert_close(middle, (entries[1:] + entries[:-1]) / 2, rtol=1e-10, atol=1e-10)
+
+
+@given(
+    base=st.tuples(st.integers(1, 64), st.integers(1, 64)),
+    ratios=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=3),
+    power=st.floats(0, 3),
+)
+def test_levels_are_anchored_at_the_lowest(
+    base: tuple[int, int], ratios: list[tuple[int, int]], power: float
+):
+    sizes = [base]
+    for h, w in ratios:
+        sizes.append((sizes[-1][0] * h, sizes[-1][1] * w))
+    levels = shift_levels(Cosine(), sizes, shift_power=power)
+    assert levels[0].shift == 0
+    assert shift_levels(Cosine(), sizes[:-1], shift_power=power) == levels[:-1]
+    steps = [level_shift(high, low, shift_power=power) for low, high in pairwise(sizes)]
+    assert levels[-1].shift == pytest.approx(math.fsum(steps), abs=1e-12)
+
+
+def test_the_shift_in_numbers():
+    assert level_shift(256, 64, shift_power=1) == pytest.approx(-1.386, abs=1e-3)
+    assert level_shift(256, 64, shift_power=2) == pytest.approx(-2.773, abs=1e-3)
+    assert level_shift((1024, 1024), 64, shift_power=2) == pytest.approx(-5.545, abs=1e-3)
+    assert level_shift((16, 64, 64), (1, 64, 64)) == pytest.approx(-math.log(16))
+    assert level_shift((16, 64, 64), (1, 64, 64), shift_power_frames=0) == 0
+    with pytest.raises(ValueError, match="only one of them has frames"):
+        level_shift((16, 64, 64), 64)
+
+
+def test_wrong_settings_say_what_was_expected():
+    with pytest.raises(ValueError, match="expected form 'table' or 'continuous', got 'tabel'"):
+        Cosine(form="tabel")
+    with pytest.raises(ValueError, match="expected logsnr_min < logsnr_max"):
+        CosineLogSNR(logsnr_max=-6.0)
+    with pytest.raises(ValueError, match="expected start < end"):
+        Sigmoid(start=4.0)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("name", "schedule"), [("COSINE", CosineLogSNR()), ("DDPM", DDPM()), ("DEEPFLOYD", Cosine())]
+)
+def test_released_tables(name: str, schedule: NoiseSchedule):
+    recorded = load_file(golden_case("schedules") / "schedules.safetensors")
+    alpha, sigma = schedule.alpha_sigma(grid)
+    torch.testing.assert_close(alpha**2, recorded[f"{name}.gammas_f64"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sigma**2, 1 - recorded[f"{name}.gammas_f64"], rtol=0, atol=1e-12)
+    assert (alpha[0], sigma[0]) == (1, 0)
+    for power in (1, 2):
+        for scale in (4, 16):
+            # recorded in float32 only, and computed there from 1 - gamma: good to 1e-5 near t = 0
+            shifted = shift_levels(schedule, [8, 8 * scale], shift_power=power)[1].alpha_sigma(grid)[0] ** 2
+            floor = recorded[f"{name}.shifted.power{power}.scale{scale}"].double()
+            torch.testing.assert_close(shifted, floor, rtol=0, atol=1e-5)
+            # where 1 - gamma has its digits, to float32's own precision
+            torch.testing.assert_close(shifted[300:], floor[300:], rtol=0, atol=2e-7)
+
+
+def test_only_numbers_are_cached():
+    assert schedules.cosine_table(1000) is schedules.cosine_table(1000)
+    assert schedules.cosine_table(10).shape == (11,)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from mdmkit.schedules import DDPM, Cosine
+from mdmkit.targets import SPACES, convert, from_x0_eps, mse, to_eps, to_x0
+from tests.golden import golden_case
+
+scales = st.floats(1e-3, 5.0)
+spaces = st.sampled_from(SPACES)
+
+
+def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.randn(2, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    return first, second
+
+
+@given(seed=st.integers(0, 99), alpha=scales, sigma=scales, space=spaces)
+def test_a_target_gives_back_picture_and_noise(seed: int, alpha: float, sigma: float, space: str):
+    x0, eps = draw(seed)
+    z = alpha * x0 + sigma * eps
+    target = from_x0_eps(x0, eps, alpha, sigma, space)
+    torch.testing.assert_close(to_x0(target, z, alpha, sigma, space), x0, rtol=0, atol=1e-9)
+    torch.testing.assert_close(to_eps(target, z, alpha, sigma, space), eps, rtol=0, atol=1e-9)
+
+
+@given(seed=st.integers(0, 99), alpha=scales, sigma=scales, source=spaces, target=spaces)
+def test_conversions_keep_z_and_come_back(seed: int, alpha: float, sigma: float, source: str, target: str):
+    pred, z = draw(seed)
+    x0, eps = to_x0(pred, z, alpha, sigma, source), to_eps(pred, z, alpha, sigma, source)
+    torch.testing.assert_close(alpha * x0 + sigma * eps, z, rtol=1e-9, atol=1e-8)
+    there = convert(pred, z, alpha, sigma, source, target)
+    torch.testing.assert_close(convert(there, z, alpha, sigma, target, source), pred, rtol=1e-5, atol=1e-5)
+    if source == target:
+        assert there is pred
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_both_ends_are_finite_with_finite_gradients(space: str):
+    pred, z = draw(0)
+    pred.requires_grad_()
+    for alpha, sigma in ((1.0, 0.0), (0.0, 1.0)):
+        for a, s in ((alpha, sigma), (torch.tensor(alpha), torch.tensor(sigma))):
+            x0, eps = to_x0(pred, z, a, s, space), to_eps(pred, z, a, s, space)
+            assert x0.isfinite().all()
+            assert eps.isfinite().all()
+            (gradient,) = torch.autograd.grad(x0.sum() + eps.sum(), pred)
+            assert gradient.isfinite().all()
+
+
+def test_an_unknown_space_lists_the_known_ones():
+    pred, z = draw(0)
+    for call in (to_x0, to_eps, from_x0_eps):
+        with pytest.raises(
+            ValueError, match="unknown prediction space 'noise'; expected one of x0, eps, v, flow"
+        ):
+            call(pred, z, 1.0, 1.0, "noise")
+    with pytest.raises(ValueError, match="unknown prediction space 'noise'"):
+        convert(pred, z, 1.0, 1.0, "noise", "noise")
+
+
+def test_mse_is_per_pixel():
+    prediction, target = draw(1)
+    torch.testing.assert_close(mse(prediction, target), (prediction - target).square(), rtol=0, atol=0)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("case", "schedule"), [("ddpm", DDPM()), ("deepfloyd", Cosine())])
+def test_released_conversions(case: str, schedule: Cosine | DDPM):
+    """The released DDPM and DDIM types predict eps, V_PREDICTION predicts v; recorded in float32."""
+    recorded = load_file(golden_case(f"arithmetic_{case}") / "arithmetic.safetensors")
+    alpha, sigma = (s.view(-1, 1, 1, 1) for s in schedule.alpha_sigma(recorded["t"].double() / 1000))
+    x0, eps, z, pred = (recorded[key].double() for key in ("x0", "eps", "x_t", "pred"))
+    # at t = 1 and 2 their 1 - gamma has four digits left, and it divides
+    loose = torch.tensor([1e-3, 1e-3, 2e-6, 2e-6, 2e-6, 2e-6], dtype=torch.float64).view(-1, 1, 1, 1)
+
+    def check(ours: torch.Tensor, key: str) -> None:
+        theirs = recorded[key].double()
+        # rows by their largest value: what is small next to it is a difference of large numbers
+        assert ((ours - theirs).abs() <= loose * (1 + theirs.abs().amax((1, 2, 3), keepdim=True))).all(), key
+
+    check(alpha * x0 + sigma * eps, "x_t")
+    for name, space in (("DDPM", "eps"), ("DDIM", "eps"), ("V_PREDICTION", "v")):
+        check(from_x0_eps(x0, eps, alpha, sigma, space), f"target.{name}")
+        check(to_x0(pred, z, alpha, sigma, space), f"x0_from_pred.{name}")
+        check(to_eps(pred, z, alpha, sigma, space), f"eps_from_pred.{name}")
+        check(convert(x0, z, alpha, sigma, "x0", space), f"pred_from_x0.{name}")
