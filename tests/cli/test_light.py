@@ -50,6 +50,14 @@ def test_importing_imports_nothing_heavy(module: str) -> None:
     assert heavy_after(f"import {module}") == []
 
 
+def test_components_import_only_torch() -> None:
+    values = "schedules targets weighting pyramid resolutions growth diffusion streams".split()
+    rooms = [*values, "nn", "text", "data", "sampling", "train.loop", "train.state", "evaluate.report"]
+    heavy = heavy_after("\n".join(f"import mdmkit.{room}" for room in rooms))
+    # what only some components need comes when they are used
+    assert set(heavy) - {"torch", "numpy", "PIL"} == set()
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mdmkit", "explain", "optimizer/nothing"],
