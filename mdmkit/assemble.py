@@ -267,7 +267,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
 
 
 def hold_empty_features(recipe: Recipe, text: Any, source: Any) -> None:
-    """Give an encoder of packed features those of the empty caption, which dropped captions get, from the data.
+    """Give an encoder of packed features those of the empty caption, for dropped captions, from the data.
 
     Raises:
         WrongInput: data and encoder do not go together.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,9 @@ def command(
     plugins: Plugins,
     out: Annotated[Path, typer.Option(help="an empty or new folder for the shards")],
     count: Annotated[int | None, typer.Option(help="samples; one epoch where not given")] = None,
-    resolution: Annotated[list[int] | None, typer.Option(help="a further side to store; may be given often")] = None,
+    resolution: Annotated[
+        list[int] | None, typer.Option(help="a further side to store; may be given often")
+    ] = None,
     features: Annotated[bool, typer.Option(help="store the text encoder's features too")] = False,
     shard_size: Annotated[int, typer.Option(help="samples a shard")] = 1000,
     allow_pipe: AllowPipe = False,
@@ -34,7 +36,11 @@ def command(
     from mdmkit.train.memory import one_line_memory_errors
     from mdmkit.train.parallel import pick_device
 
-    for name, value in (("--count", count), ("--shard-size", shard_size), ("--resolution", min(resolution or [1]))):
+    for name, value in (
+        ("--count", count),
+        ("--shard-size", shard_size),
+        ("--resolution", min(resolution or [1])),
+    ):
         if value is not None and value < 1:
             raise WrongInput(f"pack {name}: expected a number of at least 1, got {value}")
     if allow_pipe:
@@ -42,15 +48,23 @@ def command(
     registry = open_registry(plugins)
     parsed = load(recipe, sets, registry, allow_pipe=allow_pipe)
     with one_line_memory_errors("pack with fewer data.workers, or without --features"):
-        encoder = None
+        encoder: Any = None
         if features:
             encoder = assemble.text_encoder(parsed, registry, device=pick_device(parsed.run.device))
             if encoder is None or getattr(encoder, "trainable", False):
                 said = "has none" if parsed.text is None else f"'{parsed.text.name}' learns with the model"
-                raise WrongInput(f"pack --features: expected a frozen text encoder (t5, hf), but the recipe's {said}")
+                raise WrongInput(
+                    f"pack --features: expected a frozen text encoder (t5, hf), but the recipe's {said}"
+                )
         packed = pack(
-            assemble.dataset(parsed, registry), out, count=count, resolutions=[(side, side) for side in resolution or []],
-            encoder=encoder, shard_size=shard_size, workers=parsed.data.workers, source=dumps(parsed),
+            assemble.dataset(parsed, registry),
+            out,
+            count=count,
+            resolutions=[(side, side) for side in resolution or []],
+            encoder=encoder,
+            shard_size=shard_size,
+            workers=parsed.data.workers,
+            source=dumps(parsed),
         )
     print(packed.folder)
     skipped = f", {len(packed.skipped)} unreadable ones left out" if packed.skipped else ""

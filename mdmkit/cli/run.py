@@ -7,7 +7,7 @@ import datetime
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,16 +17,16 @@ import typer
 from mdmkit.errors import MdmkitError, WrongInput
 
 from .options import AllowPipe, Plugins, Sets, open_registry
+from .run_resume import checkpoint_of, resumed_recipe, run_facts
+from .run_told import Told
 
 if TYPE_CHECKING:
     import torch
 
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
-    from mdmkit.train.logs import Progress
     from mdmkit.train.loop import Parts
     from mdmkit.train.parallel import World
-    from mdmkit.train.state import Checkpoint
 
 __all__ = ["RunInfo", "command"]
 
@@ -43,7 +43,9 @@ class RunInfo:
 def command(
     sets: Sets,
     plugins: Plugins,
-    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or plugin:name.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or plugin:name.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/<recipe> where not given.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     allow_pipe: AllowPipe = False,
@@ -59,7 +61,9 @@ def command(
         raise WrongInput("run: expected a recipe, or --resume with a run folder (one of the two)")
     if resume is not None:
         if out is not None:
-            raise WrongInput("run: --out and --resume exclude each other; a resumed run goes on in its own folder")
+            raise WrongInput(
+                "run: --out and --resume exclude each other; a resumed run goes on in its own folder"
+            )
         modules = list(dict.fromkeys([*run_facts(resume).get("plugins_by_module", []), *plugins]))
         registry = open_registry(modules)
         parsed = resumed_recipe(resume, sets, registry, allow_pipe=allow_pipe)
@@ -73,38 +77,15 @@ def command(
     execute(parsed, dumps(parsed), path.read_text(encoding="utf-8"), folder, registry, resumed=False)
 
 
-def run_facts(folder: Path) -> dict[str, Any]:
-    """What run.toml says, or a clear refusal where there is no run."""
-    import tomli
-
-    from mdmkit.train.folder import RESOLVED, RUN
-
-    if not (folder / RESOLVED).is_file():
-        raise WrongInput(f"{folder} holds no run ({RESOLVED} is missing); start one with: mdmkit run RECIPE --out {folder}")
-    return tomli.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
-
-
-def resumed_recipe(folder: Path, sets: Sequence[str], registry: Registry, *, allow_pipe: bool) -> Recipe:
-    """The run's own resolved recipe with overrides; what they change in `model` would not fit its weights."""
-    from mdmkit.recipe import load
-    from mdmkit.train.folder import RESOLVED
-
-    before = load(folder / RESOLVED, [], registry, allow_pipe=allow_pipe)
-    now = load(folder / RESOLVED, sets, registry, allow_pipe=allow_pipe)
-    fixed = [name for name in ("model", "text", "data") if getattr(before, name) != getattr(now, name)]
-    if "data" in fixed and before.data.source == now.data.source:
-        fixed.remove("data")  # workers and the like change no number
-    if fixed:
-        raise WrongInput(
-            f"--set changes [{fixed[0]}], which the checkpoints in {folder} were made with; "
-            "start a new run with another --out instead"
-        )
-    return now
-
-
 def execute(
-    recipe: Recipe, resolved: str, verbatim: str, folder: Path, registry: Registry, *,
-    resumed: bool, sets: Sequence[str] = (),
+    recipe: Recipe,
+    resolved: str,
+    verbatim: str,
+    folder: Path,
+    registry: Registry,
+    *,
+    resumed: bool,
+    sets: Sequence[str] = (),
 ) -> None:
     """The run itself, on this rank."""
     from mdmkit import assemble
@@ -119,7 +100,12 @@ def execute(
         import torch
 
         torch.set_num_threads(recipe.run.threads)
-    with terminate_as_interrupt(), one_line_disk_errors(folder), one_line_memory_errors(), world(device) as ranks:
+    with (
+        terminate_as_interrupt(),
+        one_line_disk_errors(folder),
+        one_line_memory_errors(),
+        world(device) as ranks,
+    ):
         lock = None
         try:
             if ranks.is_main and resumed:
@@ -134,7 +120,17 @@ def execute(
                 prepare(resolved, verbatim, folder, registry, resumed=resumed, device=device)
                 lock = lock or Lock(folder)
             ranks.barrier()
-            work(recipe, resolved, folder, registry, parts, device=device, ranks=ranks, resumed=resumed, sets=sets)
+            work(
+                recipe,
+                resolved,
+                folder,
+                registry,
+                parts,
+                device=device,
+                ranks=ranks,
+                resumed=resumed,
+                sets=sets,
+            )
         finally:
             if lock is not None:
                 lock.release()
@@ -148,15 +144,21 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
 
     plan = assemble.plan(recipe)
     rows = reached_rows(
-        plan, 0, resolution_sampler=assemble.resolution_sampler(recipe, registry),
-        growth=assemble.growth(recipe, registry), ranks=ranks.size,
+        plan,
+        0,
+        resolution_sampler=assemble.resolution_sampler(recipe, registry),
+        growth=assemble.growth(recipe, registry),
+        ranks=ranks.size,
     )
     parts = ranks.size * plan.accumulate
     here = tuple(count // parts for count in rows)
     tokens = getattr(recipe.text.settings, "max_tokens", 1) if recipe.text else 0
     model, activations = training_memory(
-        assemble.nest(recipe, registry, device="meta"), assemble.resolutions(recipe), here,
-        tokens=tokens, cond_dim=assemble.cond_dim(recipe),
+        assemble.nest(recipe, registry, device="meta"),
+        assemble.resolutions(recipe),
+        here,
+        tokens=tokens,
+        cond_dim=assemble.cond_dim(recipe),
     )
     check_fits(model, activations, device=device, bf16=plan.precision == "bf16", pictures=here[0])
 
@@ -180,7 +182,9 @@ def prepare(
     facts = {
         "command": shlex.join(["mdmkit", *sys.argv[1:]]),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "versions": {"mdmkit": mdmkit.__version__, "torch": torch.__version__, "python": python},
         "plugins": {plugin.name: plugin.version or "-" for plugin in registry.plugins},
@@ -190,8 +194,16 @@ def prepare(
 
 
 def work(
-    recipe: Recipe, resolved: str, folder: Path, registry: Registry, parts: Parts, *,
-    device: torch.device, ranks: World, resumed: bool, sets: Sequence[str],
+    recipe: Recipe,
+    resolved: str,
+    folder: Path,
+    registry: Registry,
+    parts: Parts,
+    *,
+    device: torch.device,
+    ranks: World,
+    resumed: bool,
+    sets: Sequence[str],
 ) -> None:
     """Train, draw, measure, report; hooks see it begin and end."""
     import torch
@@ -216,7 +228,9 @@ def work(
             told.loggers += assemble.loggers(recipe, registry, run_dir=folder)
             if resumed:
                 name = checkpoint.path.name if checkpoint else None
-                told.event(told.step, "resumed", {"checkpoint": name, "set": list(sets), "torch": torch.__version__})
+                told.event(
+                    told.step, "resumed", {"checkpoint": name, "set": list(sets), "torch": torch.__version__}
+                )
             registry.hook.mdmkit_run_start(run=info)
 
         def on_step(step: int, metrics: dict[str, Any]) -> None:
@@ -231,11 +245,22 @@ def work(
 
         with told.progress(plan.steps) if ranks.is_main else contextlib.nullcontext():
             ema = train(
-                parts, plan, device=device, world=ranks, run_dir=folder, resume=checkpoint,
+                parts,
+                plan,
+                device=device,
+                world=ranks,
+                run_dir=folder,
+                resume=checkpoint,
                 texts={RESOLVED: resolved, RUN: (folder / RUN).read_text(encoding="utf-8")},
-                on_log=told.log, on_event=told.event, on_step=on_step,
-                on_sample=on_sample, sample_every=recipe.train.sample_every, before_checkpoint=told.sync,
-                on_checkpoint=lambda step, path: registry.hook.mdmkit_checkpoint_saved(run=info, step=step, path=path),
+                on_log=told.log,
+                on_event=told.event,
+                on_step=on_step,
+                on_sample=on_sample,
+                sample_every=recipe.train.sample_every,
+                before_checkpoint=told.sync,
+                on_checkpoint=lambda step, path: registry.hook.mdmkit_checkpoint_saved(
+                    run=info, step=step, path=path
+                ),
             )
         if ranks.is_main:
             from mdmkit.evaluate.report import write_report
@@ -253,97 +278,12 @@ def work(
             if isinstance(caught, KeyboardInterrupt):
                 told.event(told.step, "interrupted", {"saved": False})
             elif getattr(caught, "exit_code", 1) != 130:
-                cause = str(caught) if isinstance(caught, MdmkitError) else f"{type(caught).__name__}: {caught}"
+                cause = (
+                    str(caught) if isinstance(caught, MdmkitError) else f"{type(caught).__name__}: {caught}"
+                )
                 told.event(told.step, "failed", {"cause": cause})
         raise
     finally:
         if ranks.is_main:
             registry.hook.mdmkit_run_end(run=info, error=error)
         told.close()
-
-
-def checkpoint_of(folder: Path, recipe: Recipe, registry: Registry, *, talk: bool) -> Checkpoint | None:
-    """The newest whole checkpoint of a run that goes on, None where there is none yet.
-
-    Raises:
-        WrongInput: another recipe wrote it.
-    """
-    from mdmkit.recipe import load
-    from mdmkit.train.folder import RESOLVED
-    from mdmkit.train.state import damaged, latest
-    from mdmkit.train.state import load as load_checkpoint
-
-    for path, why in damaged(folder / "checkpoints") if talk else ():
-        print(f"{path} is passed over: {why}", file=sys.stderr)
-    found = latest(folder / "checkpoints")
-    if found is None:
-        return None
-    if (found / RESOLVED).is_file():
-        wrote = load(found / RESOLVED, [], registry, allow_pipe=True)
-        for table in ("model", "text"):
-            if getattr(wrote, table) != getattr(recipe, table):
-                raise WrongInput(
-                    f"{found} was written by another recipe: its [{table}] is not that of {folder / RESOLVED}; "
-                    "move it away to go on from the checkpoint before it"
-                )
-    return load_checkpoint(found)
-
-
-class Told:
-    """What a run says while it trains: to its loggers, and to who looks on."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.loggers: list[Any] = []
-        self.bar: Progress | None = None
-        self.said: set[str] = set()
-
-    @contextlib.contextmanager
-    def progress(self, steps: int) -> Iterator[None]:
-        """Show how far the training is."""
-        from mdmkit.train.logs import Progress
-
-        self.bar = Progress(steps, start_step=self.step)
-        try:
-            yield
-        finally:
-            self.bar.close()
-            self.bar = None
-
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        for logger in self.loggers:
-            logger.log(step, metrics)
-        if self.bar is not None:
-            self.bar.log(step, metrics)
-        if metrics["truncated"]:
-            self.once("truncated", f"{metrics['truncated']} captions were cut to text.max_tokens so far; see log.jsonl")
-
-    def event(self, step: int, event: str, facts: dict[str, Any]) -> None:
-        if not self.loggers:
-            return
-        self.loggers[0].event(step, event, **facts)
-        if event == "skipped_sample":
-            self.once(event, f"{facts['key']} is skipped: {facts['cause']}; all such are in log.jsonl")
-        elif event == "bad_step":
-            self.note(f"step {step} is skipped: its loss or gradient is not finite ({facts['in_row']} in a row)")
-
-    def once(self, what: str, line: str) -> None:
-        """Say a line, the first time that this happens."""
-        if self.loggers and what not in self.said:
-            self.said.add(what)
-            self.note(line)
-
-    def note(self, line: str) -> None:
-        """Say a line."""
-        if self.bar is not None:
-            self.bar.note(line)
-        else:
-            print(line, file=sys.stderr)
-
-    def sync(self) -> None:
-        self.loggers[0].sync()
-
-    def close(self) -> None:
-        for logger in self.loggers:
-            with contextlib.suppress(OSError):  # a full disk has been said already
-                logger.close()

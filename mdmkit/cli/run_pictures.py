@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
 
-    from .run import Told
+    from .run_told import Told
 
 __all__ = ["grids", "measure"]
 
@@ -27,11 +27,15 @@ def grids(
     from mdmkit.evaluate.grid import grid, grid_path
 
     if not getattr(parts.text, "reads_prompts", True):
-        told.once("no_grid", "no pictures are drawn: text features are packed and text.encoder names no encoder")
+        told.once(
+            "no_grid", "no pictures are drawn: text features are packed and text.encoder names no encoder"
+        )
         told.event(step, "not_sampled", {"cause": "cached text features without an encoder for prompts"})
         return
     captions = list(recipe.sample.prompts) or captions_of(parts.dataset, recipe.sample.count)
-    pyramids = drawn(recipe, registry, parts, captions, device, seed=recipe.sample.seed, batch=recipe.sample.batch)
+    pyramids = drawn(
+        recipe, registry, parts, captions, device, seed=recipe.sample.seed, batch=recipe.sample.batch
+    )
     for level, (height, width) in enumerate(parts.resolutions):
         path = grid_path(folder, step=step, level=level)
         picture = grid([pyramid[level].cpu() for pyramid in pyramids], captions)
@@ -53,8 +57,13 @@ def measure(recipe: Recipe, registry: Registry, parts: Any, folder: Path, device
     captions = captions_of(parts.dataset, recipe.evaluate.count)
     results: dict[str, Any] = {}
     pyramids = drawn(
-        recipe, registry, parts, captions, device,
-        seed=recipe.sample.seed + 1_000_000, batch=max(recipe.sample.batch, 64),
+        recipe,
+        registry,
+        parts,
+        captions,
+        device,
+        seed=recipe.sample.seed + 1_000_000,
+        batch=max(recipe.sample.batch, 64),
     )
     top = torch.stack([pyramid[-1] for pyramid in pyramids])
     for name, metric in metrics.items():
@@ -66,7 +75,14 @@ def measure(recipe: Recipe, registry: Registry, parts: Any, folder: Path, device
 
 
 def drawn(
-    recipe: Recipe, registry: Registry, parts: Any, captions: list[str], device: torch.device, *, seed: int, batch: int
+    recipe: Recipe,
+    registry: Registry,
+    parts: Any,
+    captions: list[str],
+    device: torch.device,
+    *,
+    seed: int,
+    batch: int,
 ) -> list[tuple[torch.Tensor, ...]]:
     """Pyramids of pictures for captions, in the precision of the training.
 
@@ -80,8 +96,15 @@ def drawn(
     try:
         with autocast(recipe.run.precision, device):
             return draw(
-                parts.nest, parts.text, parts.objective.diffusion, assemble.drawing(recipe, registry),
-                resolutions=parts.resolutions, captions=captions, seed=seed, batch=batch, device=device,
+                parts.nest,
+                parts.text,
+                parts.objective.diffusion,
+                assemble.drawing(recipe, registry),
+                resolutions=parts.resolutions,
+                captions=captions,
+                seed=seed,
+                batch=batch,
+                device=device,
             )
     except ValueError as error:
         raise MdmkitError(f"sample: {error}") from error

@@ -29,8 +29,12 @@ def command(
     count: Annotated[int, typer.Option(help="pictures a prompt")] = 1,
     levels: Annotated[int | None, typer.Option(help="run only the inner levels, at their cost")] = None,
     steps: Annotated[int | None, typer.Option(help="denoising steps; the recipe's where not given")] = None,
-    seed: Annotated[int | None, typer.Option(help="picture i has seed + i; the recipe's where not given")] = None,
-    out: Annotated[Path | None, typer.Option(help="a folder for the pictures; MODEL/drawn where not given")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="picture i has seed + i; the recipe's where not given")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="a folder for the pictures; MODEL/drawn where not given")
+    ] = None,
     intermediate: Annotated[int, typer.Option(help="also keep so many predictions on the way")] = 0,
     noise_device: Annotated[str | None, typer.Option(help="cpu: the same picture on every device")] = None,
     weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained)")] = "ema",
@@ -44,13 +48,15 @@ def command(
     from mdmkit.train.memory import one_line_memory_errors
     from mdmkit.train.parallel import autocast, pick_device
 
-    from .run import run_facts
+    from .run_resume import run_facts
 
     for name, value in (("--count", count), ("--steps", steps), ("--levels", levels)):
         if value is not None and value < 1:
             raise WrongInput(f"sample {name}: expected a number of at least 1, got {value}")
     if noise_device not in (None, "cpu"):
-        raise WrongInput(f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'")
+        raise WrongInput(
+            f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'"
+        )
     folder = model_folder(model)
     given = {"sample.steps": steps, "sample.seed": seed}
     overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
@@ -61,7 +67,9 @@ def command(
         raise WrongInput(f"sample --levels: expected 1 to {most}, got {levels}: the model has no more")
     if not 0 <= intermediate < recipe.sample.steps:
         most = recipe.sample.steps - 1
-        raise WrongInput(f"sample --intermediate: expected 0 to {most}, fewer than the steps, got {intermediate}")
+        raise WrongInput(
+            f"sample --intermediate: expected 0 to {most}, fewer than the steps, got {intermediate}"
+        )
     if prompt and recipe.text is None:
         raise WrongInput("sample --prompt: the model reads no text (its recipe has no [text]); leave it out")
     prompts = list(prompt or (recipe.sample.prompts if recipe.text else ()))
@@ -87,9 +95,17 @@ def command(
         try:
             with autocast(recipe.run.precision, device):
                 pyramids = draw(
-                    nest, text, assemble.diffusion(recipe, registry), assemble.drawing(recipe, registry),
-                    resolutions=resolutions, captions=captions, seed=recipe.sample.seed, batch=recipe.sample.batch,
-                    device=device, noise_device=noise_device, callback=keep if wanted else None,
+                    nest,
+                    text,
+                    assemble.diffusion(recipe, registry),
+                    assemble.drawing(recipe, registry),
+                    resolutions=resolutions,
+                    captions=captions,
+                    seed=recipe.sample.seed,
+                    batch=recipe.sample.batch,
+                    device=device,
+                    noise_device=noise_device,
+                    callback=keep if wanted else None,
                 )
         except ValueError as error:  # a component's own words, as of an unknown class
             raise WrongInput(f"sample: {error}") from error
@@ -120,7 +136,9 @@ def model_folder(given: Path) -> Path:
     if (given / "checkpoints").is_dir():
         found = latest(given / "checkpoints")
         if found is None:
-            raise WrongInput(f"{given} has no whole checkpoint yet; let it train longer: mdmkit run --resume {given}")
+            raise WrongInput(
+                f"{given} has no whole checkpoint yet; let it train longer: mdmkit run --resume {given}"
+            )
         return found
     if not (given / RESOLVED).is_file():
         raise WrongInput(f"{given} is neither a run folder nor a model folder ({RESOLVED} is missing)")

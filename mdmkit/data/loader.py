@@ -161,8 +161,8 @@ def _as_is(batch: Any) -> Any:
 def _context() -> Any:
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "mdmkit.data.loader"])  # imported once, not by every worker
-    # Ctrl-C, and what ends a job, reach every process of a group; the main process stops the others when it has
-    # saved. The fork server inherits the blocked signals, and so do its workers, from their first instruction on
+    # Ctrl-C, and what ends a job, reach every process of a group; the main process stops the others when it
+    # has saved. The fork server inherits the blocked signals, and so do its workers, from their start
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         forkserver.ensure_running()
@@ -175,8 +175,8 @@ def _start_worker(_: int) -> None:
     # the fork server may have been started by others, with no signal blocked
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # torch looks whether a worker's parent lives, but that is the fork server, which waits for its workers in turn:
-    # after kill -9 of the main process both would stay for ever
+    # torch looks whether a worker's parent lives, but that is the fork server, which waits for its workers in
+    # turn: after kill -9 of the main process both would stay for ever
     threading.Thread(target=_end_with_main, daemon=True).start()
 
 

@@ -17,7 +17,7 @@ __all__ = ["micro_conditions", "text_conditions"]
 def text_conditions(
     text: nn.Module | None, batch: Batch, drop: Sequence[bool], device: torch.device
 ) -> dict[str, Any]:
-    """`captions` for an encoder that learns (it runs inside the objective), else `cond` (B, L, D) and `cond_mask`.
+    """`captions` for an encoder that learns (the objective runs it), else `cond` (B, L, D) and `cond_mask`.
 
     Rows that `drop` names lose their caption: they get the empty string, or its features.
 
@@ -45,7 +45,7 @@ def text_conditions(
 
 
 def micro_conditions(nest: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """What the levels want to know of a picture: `scale` (smaller side), `height`, `width` of the original, pixels.
+    """What the levels want to know: `scale` (smaller side), `height`, `width` of the original in pixels.
 
     Raises:
         MdmkitError: a level wants something else.
@@ -53,5 +53,7 @@ def micro_conditions(nest: nn.Module, batch: Batch, device: torch.device) -> dic
     wanted = {key for level in nest.levels for key in level.embedding.defaults}  # type: ignore[union-attr]
     known = {"scale": batch.sizes.min(1).values, "height": batch.sizes[:, 0], "width": batch.sizes[:, 1]}
     if unknown := sorted(wanted - known.keys()):
-        raise MdmkitError(f"micro_conditioning: training knows no {unknown[0]!r} of a picture (known: {', '.join(known)})")
+        raise MdmkitError(
+            f"micro_conditioning: training knows no {unknown[0]!r} of a picture (known: {', '.join(known)})"
+        )
     return {key: known[key].to(device).float() for key in sorted(wanted)}

@@ -16,7 +16,7 @@ __all__ = ["Rows", "draw_noise", "dropped", "micro_batches"]
 
 @attrs.frozen
 class Rows:
-    """A micro-batch: the places of its rows in the global batch, and how many of them (from the first) reach a level."""
+    """A micro-batch: the places of its rows in the global batch, and how many (the first) reach a level."""
 
     places: tuple[int, ...]
     per_level: tuple[int, ...]
@@ -25,14 +25,17 @@ class Rows:
 def micro_batches(rows_per_level: Sequence[int], *, rank: int, ranks: int, accumulate: int) -> list[Rows]:
     """Split a global batch over ranks and micro-batches, equally at every level.
 
-    Micro-batch m of rank k takes the places k + m * ranks, then every (ranks * accumulate)-th: rows with the highest
-    top level stay first in each part, and whoever takes a place draws the same numbers for it. `rows_per_level[r]`
-    rows of the global batch reach level r; each must be a multiple of ranks * accumulate.
+    Micro-batch m of rank k takes the places k + m * ranks, then every (ranks * accumulate)-th: rows with the
+    highest top level stay first in each part, and whoever takes a place draws the same numbers for it.
+    `rows_per_level[r]` rows of the global batch reach level r. ValueError where one is not a multiple of
+    ranks * accumulate.
     """
     parts = ranks * accumulate
     uneven = [rows for rows in rows_per_level if rows % parts]
     if uneven:
-        raise ValueError(f"rows per level {tuple(rows_per_level)} do not split over {ranks} ranks x {accumulate} parts")
+        raise ValueError(
+            f"rows per level {tuple(rows_per_level)} do not split over {ranks} ranks x {accumulate} parts"
+        )
     return [
         Rows(
             places=tuple(range(rank + ranks * m, rows_per_level[0], parts)),
@@ -43,10 +46,16 @@ def micro_batches(rows_per_level: Sequence[int], *, rank: int, ranks: int, accum
 
 
 def draw_noise(
-    rows: Rows, resolutions: Sequence[tuple[int, int]], *, seed: int, step: int, device: torch.device | str,
-    dtype: torch.dtype = torch.float32, channels: int = 3,
+    rows: Rows,
+    resolutions: Sequence[tuple[int, int]],
+    *,
+    seed: int,
+    step: int,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    channels: int = 3,
 ) -> Pyramid:
-    """Standard normal noise for a micro-batch, independent by row and level: level r is (B_r, channels, *resolution)."""
+    """Standard normal noise for a micro-batch, independent by row and level: (B_r, channels, H_r, W_r)."""
 
     def level(r: int) -> Tensor:
         shape = (channels, *resolutions[r])

@@ -31,7 +31,9 @@ def refuse_taken(folder: Path) -> None:
         WrongInput: it holds a run already, or something else.
     """
     if (folder / RESOLVED).exists():
-        raise WrongInput(f"{folder} holds a run already; go on with it by --resume {folder}, or name another --out")
+        raise WrongInput(
+            f"{folder} holds a run already; go on with it by --resume {folder}, or name another --out"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WrongInput(f"{folder} exists and is not an empty folder; name another --out")
 
@@ -80,7 +82,8 @@ class Lock:
             holder = os.read(self.handle, 64).decode(errors="replace").strip()
             os.close(self.handle)
             raise WrongInput(
-                f"{folder} is in use by another process ({holder or 'unknown'}); wait for it, or stop it first"
+                f"{folder} is in use by another process ({holder or 'unknown'}); "
+                "wait for it, or stop it first"
             ) from None
         os.ftruncate(self.handle, 0)
         os.write(self.handle, f"pid {os.getpid()}\n".encode())

@@ -67,7 +67,7 @@ class Parts:
 
 
 def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.Parameter]:
-    """What is trained and saved, by its name in a checkpoint: the nest's own names, a learning text encoder's `text.*`."""
+    """What is trained, by its name in a checkpoint: the nest's own names, a learning text encoder's `text.*`."""
     named = dict(nest.named_parameters())
     if text is not None and getattr(text, "trainable", False):
         named |= {f"text.{name}": parameter for name, parameter in text.named_parameters()}
@@ -86,7 +86,9 @@ def reached_rows(
         shares = resolution_sampler.shares(plan.seed, step)
         counts = rows_per_level(shares, plan.batch, multiple=ranks * plan.accumulate)
     except ValueError as error:
-        raise WrongInput(f"train.levels on {ranks} ranks, in {plan.accumulate} micro-batches: {error}") from error
+        raise WrongInput(
+            f"train.levels on {ranks} ranks, in {plan.accumulate} micro-batches: {error}"
+        ) from error
     return tuple(count for count in counts[: growth.stage(step).levels] if count)
 
 
@@ -109,12 +111,13 @@ def train(
 ) -> EMA:
     """Train from step 0, or from a checkpoint, to `plan.steps`; returns the averaged weights.
 
-    Every draw is a function of (seed, step, place in the batch): there is no generator to save, and a resumed run on
-    the same CPU threads, workers and ranks repeats the bits of the run that was never stopped.
+    Every draw is a function of (seed, step, place in the batch): there is no generator to save, and a resumed
+    run on the same CPU threads, workers and ranks repeats the bits of the run that was never stopped.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the state at that step is saved.
-        MdmkitError: too many bad steps or unreadable samples in a row, a full disk, a checkpoint that does not fit.
+        MdmkitError: too many bad steps or unreadable samples in a row, a full disk, a checkpoint that does
+            not fit, an input that a component refuses.
     """
     levels = len(parts.resolutions)
     parameters = trained_parameters(parts.nest, parts.text)
@@ -122,12 +125,15 @@ def train(
     for group in parts.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     step = bad_steps = bad_in_row = skipped = truncated = 0
-    # since the last line of the log: losses and gradient norm, and how many steps each level (and the norm) took part in
+    # since the log's last line: losses and gradient norm; the steps in which each level (and the norm) took part
     sums, taken = torch.zeros(levels + 1, dtype=torch.float64, device=device), [0] * (levels + 1)
     if resume is not None:
         restore(resume, parameters, ema, parts.optimizer)
         step, bad_steps, bad_in_row = resume.step, resume.facts["bad_steps"], resume.facts["bad_in_row"]
-        sums, taken = torch.tensor(resume.facts["sums"], dtype=torch.float64, device=device), list(resume.facts["taken"])
+        sums, taken = (
+            torch.tensor(resume.facts["sums"], dtype=torch.float64, device=device),
+            list(resume.facts["taken"]),
+        )
         if world.is_main:  # counted over all ranks
             skipped, truncated = resume.facts["skipped"], resume.facts["truncated"]
     weights = torch.tensor(plan.level_weights or [1.0] * levels, device=device)
@@ -151,11 +157,21 @@ def train(
         total = sum(weight * mean for weight, mean in zip(weights.tolist(), means[:-1], strict=True))
         if not taken[-1]:  # every step was bad
             total = means[-1] = float("nan")
-        on_log(step, {
-            "loss": total, **by_level, "grad_norm": means[-1], "lr": parts.optimizer.param_groups[0]["lr"],
-            "bad_steps": bad_steps, "skipped": counts[0], "truncated": counts[1], "pictures": step * plan.batch,
-            "seconds": seconds, "pictures_per_second": plan.batch / seconds,
-        })
+        on_log(
+            step,
+            {
+                "loss": total,
+                **by_level,
+                "grad_norm": means[-1],
+                "lr": parts.optimizer.param_groups[0]["lr"],
+                "bad_steps": bad_steps,
+                "skipped": counts[0],
+                "truncated": counts[1],
+                "pictures": step * plan.batch,
+                "seconds": seconds,
+                "pictures_per_second": plan.batch / seconds,
+            },
+        )
 
     def checkpoint() -> None:
         # every rank goes on from what the checkpoint says, as it will when it is resumed
@@ -163,11 +179,19 @@ def train(
         counts = world.sum(skipped, truncated, device=device)
         if world.is_main:
             facts = {
-                "bad_steps": bad_steps, "bad_in_row": bad_in_row, "skipped": counts[0], "truncated": counts[1],
-                "sums": sums.tolist(), "taken": taken, "pictures": step * plan.batch, "ema": ema.updates,
+                "bad_steps": bad_steps,
+                "bad_in_row": bad_in_row,
+                "skipped": counts[0],
+                "truncated": counts[1],
+                "sums": sums.tolist(),
+                "taken": taken,
+                "pictures": step * plan.batch,
+                "ema": ema.updates,
             }
             tensors = {
-                "model": parameters, "ema": ema.averages, "optimizer": named_state(parts.optimizer, parameters.items()),
+                "model": parameters,
+                "ema": ema.averages,
+                "optimizer": named_state(parts.optimizer, parameters.items()),
             }
             before_checkpoint()  # the log reaches the disk first: it never ends before a visible checkpoint
             on_checkpoint(step, save(run_dir / "checkpoints", step, tensors, facts, texts, keep=plan.keep))
@@ -178,9 +202,12 @@ def train(
             on_sample(step, ema)
             parts.nest.train()
 
-    with stop_signals() as asked_to_stop, contextlib.closing(
-        batches(parts.dataset, positions(), workers=plan.workers, pin_memory=device.type == "cuda")
-    ) as loader:
+    with (
+        stop_signals() as asked_to_stop,
+        contextlib.closing(
+            batches(parts.dataset, positions(), workers=plan.workers, pin_memory=device.type == "cuda")
+        ) as loader,
+    ):
         if resume is not None:
             sample()  # the run may have been stopped between its checkpoint and its pictures
         started, timed_from = time.perf_counter(), step
@@ -197,7 +224,9 @@ def train(
                 part = batch.rows(offset, offset + len(rows.places))
                 offset += len(rows.places)
                 # dropout inside the network is the only draw left to torch's own generator
-                torch.manual_seed(int.from_bytes(key_bytes((plan.seed, step, rows.places[0], "dropout"), 8), "little"))
+                torch.manual_seed(
+                    int.from_bytes(key_bytes((plan.seed, step, rows.places[0], "dropout"), 8), "little")
+                )
                 last = index == len(micros) - 1
                 with contextlib.nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
                     by_level = forward(objective, parts, plan, part, rows, step, device)
@@ -217,8 +246,9 @@ def train(
                 on_event(step + 1, "bad_step", {**said, "grad_norm": float(norm), "in_row": bad_in_row})
                 if bad_in_row >= plan.max_bad_steps:
                     raise MdmkitError(
-                        f"{bad_in_row} steps in a row had a loss or gradient that is not finite (the last is step "
-                        f"{step + 1}); lower train.optimizer.lr or train.clip, or start from an earlier checkpoint"
+                        f"{bad_in_row} steps in a row had a loss or gradient that is not finite (the last is "
+                        f"step {step + 1}); lower train.optimizer.lr or train.clip, or start from an earlier "
+                        "checkpoint"
                     )
             else:
                 bad_in_row = 0

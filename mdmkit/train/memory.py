@@ -20,20 +20,24 @@ ADVICE = "raise train.accumulate, set model.use_checkpoint = true, or lower trai
 
 
 def training_memory(
-    nest: NestedUNet, resolutions: Sequence[tuple[int, int]], rows: Sequence[int], *,
-    tokens: int = 0, cond_dim: int | None = None,
+    nest: NestedUNet,
+    resolutions: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+    *,
+    tokens: int = 0,
+    cond_dim: int | None = None,
 ) -> tuple[int, int]:
-    """Bytes that training certainly takes: of the model (with gradients, moments, averages), of its activations.
+    """Bytes that training takes at least: the model (with gradients, moments, averages), the activations.
 
-    nest is on the meta device; rows: those of one micro-batch that reach each level. Workspaces, the data and a
-    frozen text encoder come on top.
+    nest is on the meta device; rows: those of one micro-batch that reach each level. Workspaces, the data and
+    a frozen text encoder come on top.
     """
     model = sum(COPIES * p.numel() * p.element_size() for p in nest.parameters())
     return model, saved_bytes(nest, inputs(nest, resolutions[: len(rows)], rows, tokens, cond_dim))
 
 
 def check_fits(model: int, activations: int, *, device: torch.device, bf16: bool, pictures: int) -> None:
-    """Refuse a training that cannot fit into what is free on the device; nothing is said where that is not known.
+    """Refuse a training that cannot fit into what is free on the device, where that is known.
 
     Raises:
         WrongInput: more is needed than there is.
@@ -45,13 +49,14 @@ def check_fits(model: int, activations: int, *, device: torch.device, bf16: bool
         need *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if free is not None and need > free:
         raise WrongInput(
-            f"too little memory: training takes at least {need / 2**30:.1f} GiB (model {model / 2**30:.1f} GiB, "
-            f"activations of {pictures} pictures at a time), but {device} has {free / 2**30:.1f} GiB free; {ADVICE}"
+            f"too little memory: training takes at least {need / 2**30:.1f} GiB (model "
+            f"{model / 2**30:.1f} GiB, activations of {pictures} pictures at a time), but {device} has "
+            f"{free / 2**30:.1f} GiB free; {ADVICE}"
         )
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes free on a device, of the machine or of this process's memory cgroup; None where the system does not say."""
+    """Bytes free on a device; of the machine, or of this container. None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -59,12 +64,18 @@ def free_memory(device: torch.device) -> int | None:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-    for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         with contextlib.suppress(OSError, ValueError):  # no limit is the word "max", or a huge number
-            limit, taken = (int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii")) for name in (most, used))
+            limit, taken = (
+                int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii")) for name in (most, used)
+            )
             folder = Path("/sys/fs/cgroup", most).parent
             cached = [
-                int(line.split()[1]) for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+                int(line.split()[1])
+                for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines()
                 if line.split()[0] in ("inactive_file", "total_inactive_file")
             ]
             free = min(free, limit - taken + max(cached, default=0))
@@ -72,7 +83,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def keep_large_buffers() -> None:
-    """Tell glibc to keep large freed buffers instead of giving them back after every use (5-15 % of a CPU step)."""
+    """Tell glibc to keep large freed buffers: giving them back after every use takes 5-15 % of a CPU step."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
@@ -88,7 +99,8 @@ def one_line_memory_errors(advice: str = ADVICE) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         text = str(error)
         out = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-            said in text for said in ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "out of memory")
+            said in text
+            for said in ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "out of memory")
         )
         if not out:
             raise

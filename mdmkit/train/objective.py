@@ -28,9 +28,9 @@ def pyramid_loss(
 ) -> Tensor:
     """The loss of each level, (R,) low to high: E[w(logsnr_r) * mean over pixels of (prediction - target)].
 
-    `prediction`, `x` and `eps` hold for level r the first B_r rows of the batch, `t` (B,) is in [0, 1]. Each level's
-    mean runs over its own rows only, which is what dividing by its share of the batch does (Gu et al. 2024, mixed
-    batches): fewer rows make the estimate noisier, not smaller.
+    `prediction`, `x` and `eps` hold for level r the first B_r rows of the batch, `t` (B,) is in [0, 1]. Each
+    level's mean runs over its own rows only, which is what dividing by its share of the batch does (Gu et al.
+    2024, mixed batches): fewer rows make the estimate noisier, not smaller.
     """
     losses = []
     for level, (said, clean, noise) in enumerate(zip(prediction, x, eps, strict=True)):
@@ -50,7 +50,7 @@ def pyramid_loss(
 class Objective(nn.Module):
     """What is trained, with its loss: a nest and, where it learns too, the text encoder.
 
-    One module, so that distributed training sees every forward pass; the names inside never reach a checkpoint.
+    One module, so that distributed training sees every forward pass; its names never reach a checkpoint.
     """
 
     def __init__(
@@ -87,7 +87,12 @@ class Objective(nn.Module):
         # autocast ends here: losses are taken in float32
         with torch.autocast(t.device.type, enabled=False):
             return pyramid_loss(
-                prediction, x, eps, t,
-                diffusion=self.diffusion, loss_space=self.loss_space,
-                pixel_loss=self.pixel_loss, weighting=self.weighting,
+                prediction,
+                x,
+                eps,
+                t,
+                diffusion=self.diffusion,
+                loss_space=self.loss_space,
+                pixel_loss=self.pixel_loss,
+                weighting=self.weighting,
             )

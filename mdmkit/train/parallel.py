@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -66,15 +65,28 @@ class World:
         """The module with its gradients averaged over ranks (DDP); itself where there is one rank."""
         if self.size == 1:
             return module
-        # a step that stops at an inner level leaves the shells without gradients. Looking for them also keeps DDP's
-        # first buckets, which it else rearranges after a step: a resumed run would add in another order
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
-        return DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
+        # a step that stops at an inner level leaves the shells without gradients. Looking for them also keeps
+        # DDP's first buckets, which it else rearranges after a step: a resumed run would add in another order
+        return DistributedDataParallel(
+            _WithSpare(module), find_unused_parameters=True, gradient_as_bucket_view=True
+        )
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+class _WithSpare(nn.Module):
+    """A module and a parameter that nobody uses: DDP writes a long warning where it finds none such."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.spare = nn.Parameter(torch.zeros((), device=next(module.parameters()).device))
+
+    def forward(self, *args: Any, **given: Any) -> Any:
+        return self.module(*args, **given)
 
 
 @contextlib.contextmanager
@@ -107,13 +119,16 @@ def pick_device(wanted: str) -> torch.device:
         raise WrongInput(f"run.device: expected auto, cpu, cuda or cuda:<number>, got '{wanted}'")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise WrongInput("run.device: 'cuda' is asked for, but torch sees no CUDA device; say run.device=\"cpu\"")
+            raise WrongInput(
+                "run.device: 'cuda' is asked for, but torch sees no CUDA device; say run.device=\"cpu\""
+            )
         if device.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-            raise WrongInput(f"run.device: {wanted} is one device for several ranks; say run.device=\"cuda\"")
+            raise WrongInput(f'run.device: {wanted} is one device for several ranks; say run.device="cuda"')
         index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if index >= torch.cuda.device_count():
             raise WrongInput(
-                f"run.device: cuda:{index} is asked for, but there are {torch.cuda.device_count()} CUDA devices"
+                f"run.device: cuda:{index} is asked for, but there are {torch.cuda.device_count()} "
+                "CUDA devices"
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)

@@ -20,14 +20,24 @@ from mdmkit.errors import MdmkitError, WrongInput
 from .ema import EMA
 from .optim import load_named_state
 
-__all__ = ["Checkpoint", "check_names", "checkpoints", "copy_into", "damaged", "latest", "load", "restore", "save"]
+__all__ = [
+    "Checkpoint",
+    "check_names",
+    "checkpoints",
+    "copy_into",
+    "damaged",
+    "latest",
+    "load",
+    "restore",
+    "save",
+]
 
 FACTS = "state.json"
 
 
 @attrs.frozen
 class Checkpoint:
-    """A loaded checkpoint: `tensors["model" | "ema" | "optimizer"]` by parameter name, and `facts` (step, counters)."""
+    """A loaded checkpoint: `tensors["model" | "ema" | "optimizer"]` by parameter name; `facts`."""
 
     path: Path
     facts: dict[str, Any]
@@ -40,8 +50,13 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any],
-    texts: Mapping[str, str] | None = None, *, keep: int,
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    facts: Mapping[str, Any],
+    texts: Mapping[str, str] | None = None,
+    *,
+    keep: int,
 ) -> Path:
     """Write `folder/step-0005000`, visible only when whole and on disk; then remove all but the last `keep`.
 
@@ -63,7 +78,9 @@ def save(
         for name, text in (texts or {}).items():
             (aside / name).write_text(text, encoding="utf-8")
         sizes = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
-        (aside / FACTS).write_text(json.dumps({**facts, "step": step, "files": sizes}, indent=1), encoding="utf-8")
+        (aside / FACTS).write_text(
+            json.dumps({**facts, "step": step, "files": sizes}, indent=1), encoding="utf-8"
+        )
         for path in aside.iterdir():
             sync(path)
         sync(aside)
@@ -74,8 +91,12 @@ def save(
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         shutil.rmtree(aside, ignore_errors=True)
         before = latest(folder)
-        kept = f"the checkpoint before it is whole: {before}" if before else "there is no checkpoint before it"
-        raise MdmkitError(f"checkpoint at step {step} could not be written to {folder}: {error}; {kept}") from error
+        kept = (
+            f"the checkpoint before it is whole: {before}" if before else "there is no checkpoint before it"
+        )
+        raise MdmkitError(
+            f"checkpoint at step {step} could not be written to {folder}: {error}; {kept}"
+        ) from error
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -100,7 +121,8 @@ def damage(path: Path) -> str | None:
     try:
         facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
         wrong = [
-            name for name, size in facts["files"].items()
+            name
+            for name, size in facts["files"].items()
             if not (path / name).is_file() or (path / name).stat().st_size != size
         ]
     except (OSError, ValueError, KeyError) as error:
@@ -130,9 +152,13 @@ def load(path: Path, *, only: tuple[str, ...] | None = None) -> Checkpoint:
     facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
     groups = [name.removesuffix(".safetensors") for name in facts["files"] if name.endswith(".safetensors")]
     try:
-        tensors = {name: load_file(path / f"{name}.safetensors") for name in groups if only is None or name in only}
+        tensors = {
+            name: load_file(path / f"{name}.safetensors") for name in groups if only is None or name in only
+        }
     except (OSError, SafetensorError) as error:
-        raise MdmkitError(f"{path} is not a whole checkpoint: {error}; use another one, or start again") from error
+        raise MdmkitError(
+            f"{path} is not a whole checkpoint: {error}; use another one, or start again"
+        ) from error
     return Checkpoint(path=path, facts=facts, tensors=tensors)
 
 
@@ -165,11 +191,13 @@ def check_names(path: Path, wanted: Mapping[str, Tensor], stored: Mapping[str, T
     missing, left_over = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     shapes = [
         f"{name} {tuple(stored[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in wanted.items() if name in stored and stored[name].shape != value.shape
+        for name, value in wanted.items()
+        if name in stored and stored[name].shape != value.shape
     ]
     said = [
         f"{what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-        for what, names in (("missing", missing), ("left over", left_over), ("other shape", shapes)) if names
+        for what, names in (("missing", missing), ("left over", left_over), ("other shape", shapes))
+        if names
     ]
     if said:
         raise WrongInput(f"{path} is from another recipe: {'; '.join(said)}")

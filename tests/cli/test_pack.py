@@ -44,14 +44,21 @@ def from_shards(folder: Path, shards: Path, *, text: str = TEXT, features: bool 
 def test_packed_shapes_train_like_any_shards(tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     recipe = tiny.write_recipe(tmp_path)
-    done = tiny.here("pack", recipe, "--out", shards, "--count", "20", "--shard-size", "8", "--resolution", "8")
+    done = tiny.here(
+        "pack", recipe, "--out", shards, "--count", "20", "--shard-size", "8", "--resolution", "8"
+    )
     assert done == (0, f"{shards}\n", "20 samples in 3 shards\n")
     run = tmp_path / "run"
     done = tiny.here("run", from_shards(tmp_path, shards), "--out", run, *FEW)
     assert done.code == 0, done.err
     assert tiny.numbers(run)[-1]["pictures"] == 16
     # with workers the numbers are the same
-    assert tiny.here("run", tmp_path / "tiny.toml", "--out", tmp_path / "again", *FEW, "--set", "data.workers=1").code == 0
+    assert (
+        tiny.here(
+            "run", tmp_path / "tiny.toml", "--out", tmp_path / "again", *FEW, "--set", "data.workers=1"
+        ).code
+        == 0
+    )
     assert tiny.numbers(tmp_path / "again") == tiny.numbers(run)
 
 
@@ -67,7 +74,8 @@ def test_packed_features_train_as_the_encoder_itself(tmp_path: Path, encoder: Pa
     dropped = ("--set", "train.caption_dropout=0.5")
     recipe = from_shards(tmp_path, shards, text=t5)
     assert tiny.here("run", recipe, "--out", tmp_path / "live", *FEW, *dropped).code == 0
-    cached = f'[text]\nuse = "cached"\nwidth = 16\nencoder = {{ use = "t5", model = "{encoder}", width = 16, max_tokens = 24 }}\n'
+    inside = f'{{ use = "t5", model = "{encoder}", width = 16, max_tokens = 24 }}'
+    cached = f'[text]\nuse = "cached"\nwidth = 16\nencoder = {inside}\n'
     recipe = from_shards(tmp_path, shards, text=cached, features=True)
     assert tiny.here("run", recipe, "--out", tmp_path / "cached", *FEW, *dropped).code == 0
     for ours, theirs in zip(tiny.numbers(tmp_path / "cached"), tiny.numbers(tmp_path / "live"), strict=True):
@@ -84,10 +92,14 @@ def test_packed_features_train_as_the_encoder_itself(tmp_path: Path, encoder: Pa
 
     # features of one encoder, captions for another
     recipe = from_shards(tmp_path, shards, features=True)
-    assert tiny.here("run", recipe, "--out", tmp_path / "odd", *FEW) == (2, "", (
-        "the data bring text features, but the text encoder reads captions; "
-        'say text.use = "cached", or data.features = false\n'
-    ))
+    assert tiny.here("run", recipe, "--out", tmp_path / "odd", *FEW) == (
+        2,
+        "",
+        (
+            "the data bring text features, but the text encoder reads captions; "
+            'say text.use = "cached", or data.features = false\n'
+        ),
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +111,8 @@ def test_packed_features_train_as_the_encoder_itself(tmp_path: Path, encoder: Pa
         (("--count", "4", "--resolution", "32"),
          "cannot pack at 32x32: the dataset is read at 16x16, and pack only shrinks"),
         (("--count", "4", "--features"),
-         "pack --features: expected a frozen text encoder (t5, hf), but the recipe's 'bytes' learns with the model"),
+         "pack --features: expected a frozen text encoder (t5, hf), but the recipe's 'bytes' "
+         "learns with the model"),
         ((), "this dataset is endless; say how many samples to pack"),
     ],
 )  # fmt: skip

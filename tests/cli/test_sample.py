@@ -34,11 +34,30 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_a_grid_a_level_and_a_file_a_picture(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = tiny.here("sample", run, "--prompt", "a red star", "--prompt", "a ring", "--count", "2", "--seed", "5", "--out", out)
-    assert done == (
-        0, f"{out}/grid-level-0-8x8.png\n{out}/grid-level-1-16x16.png\n", f"4 pictures in {out}\n"
+    done = tiny.here(
+        "sample",
+        run,
+        "--prompt",
+        "a red star",
+        "--prompt",
+        "a ring",
+        "--count",
+        "2",
+        "--seed",
+        "5",
+        "--out",
+        out,
     )
-    assert names(out) == ["grid-level-0-8x8.png", "grid-level-1-16x16.png", *(f"picture-{i:05d}.png" for i in (5, 6, 7, 8))]
+    assert done == (
+        0,
+        f"{out}/grid-level-0-8x8.png\n{out}/grid-level-1-16x16.png\n",
+        f"4 pictures in {out}\n",
+    )
+    assert names(out) == [
+        "grid-level-0-8x8.png",
+        "grid-level-1-16x16.png",
+        *(f"picture-{i:05d}.png" for i in (5, 6, 7, 8)),
+    ]
     assert pixels(out / "picture-00005.png").shape == (16, 16, 3)
     assert not np.array_equal(pixels(out / "picture-00005.png"), pixels(out / "picture-00006.png"))
 
@@ -64,15 +83,20 @@ def test_a_picture_depends_on_its_seed_and_caption_alone(run: Path, tmp_path: Pa
     assert abs(pixels(tmp_path / "a" / third) - pixels(tmp_path / "c" / third)).max() <= 1
     again = tiny.here(*drawn, "--out", tmp_path / "d")
     assert again.code == 0
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "d" / name).read_bytes() for name in names(tmp_path / "a"))
+    assert all(
+        (tmp_path / "a" / name).read_bytes() == (tmp_path / "d" / name).read_bytes()
+        for name in names(tmp_path / "a")
+    )
 
 
-def test_inner_levels_alone_never_run_a_shell(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inner_levels_alone_never_run_a_shell(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = {"core": 0, "shell": 0}
     core, shell = UNetCore.forward, UNetShell.encode
 
-    def count(name: str, method):  # noqa: ANN001, ANN202
-        def counted(self, *args, **given):  # noqa: ANN001, ANN202
+    def count(name: str, method):
+        def counted(self, *args, **given):
             calls[name] += 1
             return method(self, *args, **given)
 
@@ -101,13 +125,21 @@ def test_the_inner_picture_is_that_of_the_core_alone(run: Path, tmp_path: Path) 
     recipe = load(run / "recipe.resolved.toml", [], registry)
     nest, text = load_model(model_folder(run), recipe, registry, device=torch.device("cpu"))
     core = assemble.nest(recipe, registry, levels=1)
-    core.load_state_dict({name: value for name, value in nest.state_dict().items() if name.startswith("levels.0.")})
+    core.load_state_dict(
+        {name: value for name, value in nest.state_dict().items() if name.startswith("levels.0.")}
+    )
     pyramids = draw(
-        core, text, assemble.diffusion(recipe, registry), assemble.drawing(recipe, registry),
-        resolutions=assemble.resolutions(recipe, 1), captions=["a ring"],
+        core,
+        text,
+        assemble.diffusion(recipe, registry),
+        assemble.drawing(recipe, registry),
+        resolutions=assemble.resolutions(recipe, 1),
+        captions=["a ring"],
     )
     save_picture(tmp_path / "alone.png", pyramids[0][0])
-    assert tiny.here("sample", run, "--prompt", "a ring", "--levels", "1", "--out", tmp_path / "out").code == 0
+    assert (
+        tiny.here("sample", run, "--prompt", "a ring", "--levels", "1", "--out", tmp_path / "out").code == 0
+    )
     assert (tmp_path / "alone.png").read_bytes() == (tmp_path / "out" / "picture-00000.png").read_bytes()
 
 
@@ -124,7 +156,10 @@ def test_predictions_on_the_way(run: Path, tmp_path: Path) -> None:
 
 def test_weights_as_trained_differ_from_the_average(run: Path, tmp_path: Path) -> None:
     for weights in ("ema", "model"):
-        assert tiny.here("sample", run, "--prompt", "x", "--weights", weights, "--out", tmp_path / weights).code == 0
+        assert (
+            tiny.here("sample", run, "--prompt", "x", "--weights", weights, "--out", tmp_path / weights).code
+            == 0
+        )
     one, other = (pixels(tmp_path / name / "picture-00000.png") for name in ("ema", "model"))
     assert not np.array_equal(one, other)
 
@@ -133,7 +168,8 @@ def test_weights_as_trained_differ_from_the_average(run: Path, tmp_path: Path) -
     ("arguments", "line"),
     [
         (("--prompt", "x", "--count", "0"), "sample --count: expected a number of at least 1, got 0"),
-        (("--prompt", "x", "--levels", "3"), "sample --levels: expected 1 to 2, got 3: the model has no more"),
+        (("--prompt", "x", "--levels", "3"),
+         "sample --levels: expected 1 to 2, got 3: the model has no more"),
         (("--prompt", "x", "--intermediate", "4"),
          "sample --intermediate: expected 0 to 3, fewer than the steps, got 4"),
         (("--prompt", "x", "--noise-device", "tpu"),
@@ -151,11 +187,15 @@ def test_wrong_input_is_one_line(run: Path, tmp_path: Path, arguments: tuple[str
 
 def test_a_folder_without_a_model(run: Path, tmp_path: Path) -> None:
     assert tiny.here("sample", tmp_path, "--prompt", "x") == (
-        2, "", f"{tmp_path} is neither a run folder nor a model folder (recipe.resolved.toml is missing)\n"
+        2,
+        "",
+        f"{tmp_path} is neither a run folder nor a model folder (recipe.resolved.toml is missing)\n",
     )
     (tmp_path / "checkpoints").mkdir()
     assert tiny.here("sample", tmp_path, "--prompt", "x") == (
-        2, "", f"{tmp_path} has no whole checkpoint yet; let it train longer: mdmkit run --resume {tmp_path}\n"
+        2,
+        "",
+        f"{tmp_path} has no whole checkpoint yet; let it train longer: mdmkit run --resume {tmp_path}\n",
     )
 
 
@@ -166,9 +206,14 @@ def test_a_checkpoint_alone_is_a_model_and_a_damaged_one_is_not(run: Path, tmp_p
     file = model / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     done = tiny.here("sample", model, "--prompt", "x", "--out", tmp_path / "out")
-    assert done == (1, "", (
-        f"{model} is not a whole checkpoint: ema.safetensors missing or cut short; use another one, or start again\n"
-    ))
+    assert done == (
+        1,
+        "",
+        (
+            f"{model} is not a whole checkpoint: ema.safetensors missing or cut short; "
+            "use another one, or start again\n"
+        ),
+    )
 
 
 def test_a_long_prompt_is_said_to_be_cut(run: Path, tmp_path: Path) -> None:
@@ -177,12 +222,16 @@ def test_a_long_prompt_is_said_to_be_cut(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_without_text_draws_and_refuses_prompts(tmp_path: Path) -> None:
-    text = tiny.RECIPE.partition("[text]")[0] + "[[model.levels]]" + tiny.RECIPE.partition("[[model.levels]]")[2]
+    text = (
+        tiny.RECIPE.partition("[text]")[0] + "[[model.levels]]" + tiny.RECIPE.partition("[[model.levels]]")[2]
+    )
     run = tmp_path / "run"
     few = ("--set", "train.steps=1", "--set", "sample.count=1")
     assert tiny.here("run", tiny.write_recipe(tmp_path, text), "--out", run, *few).code == 0
     assert tiny.here("sample", run, "--count", "2", "--out", tmp_path / "out").code == 0
     assert len(names(tmp_path / "out")) == 4
     assert tiny.here("sample", run, "--prompt", "x") == (
-        2, "", "sample --prompt: the model reads no text (its recipe has no [text]); leave it out\n"
+        2,
+        "",
+        "sample --prompt: the model reads no text (its recipe has no [text]); leave it out\n",
     )

@@ -1,4 +1,4 @@
-"""A plugin that sends this process a signal, at a step (STOP_AT) or in the middle of a checkpoint (STOP_IN)."""
+"""A plugin that sends its process a signal, at a step (STOP_AT) or inside a checkpoint (STOP_IN)."""
 
 from __future__ import annotations
 

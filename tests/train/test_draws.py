@@ -12,7 +12,9 @@ from mdmkit.train.draws import Rows, draw_noise, dropped, micro_batches
 SIZES = ((2, 3), (4, 6), (8, 12))
 
 splits = st.tuples(st.integers(1, 4), st.integers(1, 3))
-units = st.lists(st.integers(0, 3), min_size=1, max_size=3).map(lambda more: [1 + sum(more[i:]) for i in range(len(more))])
+units = st.lists(st.integers(0, 3), min_size=1, max_size=3).map(
+    lambda more: [1 + sum(more[i:]) for i in range(len(more))]
+)
 
 
 @given(split=splits, units=units)
@@ -20,7 +22,9 @@ def test_ranks_and_micro_batches_share_out_every_place_once(split: tuple[int, in
     ranks, accumulate = split
     per_level = [count * ranks * accumulate for count in units]
     parts = [
-        part for rank in range(ranks) for part in micro_batches(per_level, rank=rank, ranks=ranks, accumulate=accumulate)
+        part
+        for rank in range(ranks)
+        for part in micro_batches(per_level, rank=rank, ranks=ranks, accumulate=accumulate)
     ]
     assert sorted(place for part in parts for place in part.places) == list(range(per_level[0]))
     assert {part.per_level for part in parts} == {tuple(units)}, "equal counts at every level"
@@ -60,8 +64,12 @@ def test_a_level_more_never_changes_inner_draws() -> None:
 @pytest.mark.parametrize("other", [{"seed": 6}, {"step": 8}])
 def test_another_seed_or_step_draws_others(other: dict[str, int]) -> None:
     rows, key = Rows(tuple(range(64)), (64,)), {"seed": 5, "step": 7}
-    assert not torch.equal(*(draw_noise(rows, SIZES, **k, device="cpu")[0] for k in (key, {**key, **other})))
-    assert dropped(rows, 0.5, **key) != dropped(rows, 0.5, **{**key, **other})
+    changed = {**key, **other}
+    one, two = (
+        draw_noise(rows, SIZES, seed=k["seed"], step=k["step"], device="cpu")[0] for k in (key, changed)
+    )
+    assert not torch.equal(one, two)
+    assert dropped(rows, 0.5, **key) != dropped(rows, 0.5, **changed)
 
 
 def test_noise_is_standard_normal_and_independent_by_row_and_level() -> None:

@@ -87,7 +87,10 @@ def test_a_bad_step_changes_nothing_and_is_counted(parts: Parts, tmp_path: Path)
     for name in before[1]:
         assert torch.equal(before[1][name], before[3][name]), name
     assert any(not torch.equal(before[3][name], before[4][name]) for name in before[1])
-    assert [(step, event, facts["in_row"]) for step, event, facts in log.events] == [(2, "bad_step", 1), (3, "bad_step", 2)]
+    assert [(step, event, facts["in_row"]) for step, event, facts in log.events] == [
+        (2, "bad_step", 1),
+        (3, "bad_step", 2),
+    ]
     assert [line["bad_steps"] for line in log.lines] == [0, 1, 2, 2]
     assert str(log.lines[1]["loss"]) == "nan"
     assert "loss.0" not in log.lines[1]
@@ -120,7 +123,9 @@ def test_accumulation_equals_one_big_batch(recipe: Any, tmp_path: Path) -> None:
     for accumulate in (1, 4):
         parts = assemble.parts(recipe, load_registry())
         log = Log()
-        slow = attrs.evolve(parts, optimizer=torch.optim.SGD(trained_parameters(parts.nest, parts.text).values(), lr=0.1))
+        slow = attrs.evolve(
+            parts, optimizer=torch.optim.SGD(trained_parameters(parts.nest, parts.text).values(), lr=0.1)
+        )
         run(slow, plan(accumulate=accumulate, clip=None), tmp_path / str(accumulate), log)
         results.append((values(parts), [line["loss"] for line in log.lines]))
     (one, losses), (four, others) = results
@@ -165,7 +170,13 @@ def test_a_level_counts_only_where_it_takes_part(parts: Parts, tmp_path: Path) -
     one, four = Log(), Log()
     sometimes = attrs.evolve(parts, resolution_sampler=EverySecond())
     seen: list[Tensor] = []
-    run(sometimes, plan(log_every=4), tmp_path, four, on_step=lambda _, said: seen.append(said["loss"].clone()))
+    run(
+        sometimes,
+        plan(log_every=4),
+        tmp_path,
+        four,
+        on_step=lambda _, said: seen.append(said["loss"].clone()),
+    )
     assert [float(loss[1]) > 0 for loss in seen] == [True, False, True, False]
     assert four.lines[0]["loss.1"] == pytest.approx(float(seen[0][1] + seen[2][1]) / 2)
     assert four.lines[0]["loss.0"] == pytest.approx(float(sum(loss[0] for loss in seen)) / 4)
@@ -174,7 +185,9 @@ def test_a_level_counts_only_where_it_takes_part(parts: Parts, tmp_path: Path) -
 
 
 def test_a_batch_that_does_not_split_is_refused(parts: Parts, tmp_path: Path) -> None:
-    with pytest.raises(WrongInput, match=r"^train.levels on 1 ranks, in 3 micro-batches: batch=8 is not a multiple of 3"):
+    with pytest.raises(
+        WrongInput, match=r"^train.levels on 1 ranks, in 3 micro-batches: batch=8 is not a multiple of 3"
+    ):
         run(parts, plan(accumulate=3), tmp_path)
 
 
@@ -196,7 +209,9 @@ def test_skipped_samples_are_counted_and_named(parts: Parts, tmp_path: Path) -> 
     run(attrs.evolve(parts, dataset=Holes(parts.dataset, {1, 9, 10})), plan(steps=3), tmp_path, log)
     assert [line["skipped"] for line in log.lines] == [1, 3, 3]
     assert [(step, facts["key"], facts["cause"]) for step, event, facts in log.events] == [
-        (1, "k1", "torn"), (2, "k9", "torn"), (2, "k10", "torn")
+        (1, "k1", "torn"),
+        (2, "k9", "torn"),
+        (2, "k10", "torn"),
     ]
     # and the count goes on where a checkpoint left it
     checkpoint = load_checkpoint(tmp_path / "checkpoints" / "step-0000003")
@@ -246,7 +261,9 @@ def test_an_interrupt_saves_what_was_done(parts: Parts, tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     log = Log()
-    with pytest.raises(Interrupted, match=f"^interrupted at step 2, and saved; go on with --resume {tmp_path}$"):
+    with pytest.raises(
+        Interrupted, match=f"^interrupted at step 2, and saved; go on with --resume {tmp_path}$"
+    ):
         run(parts, plan(), tmp_path, log, on_step=once)
     stored = load_checkpoint(tmp_path / "checkpoints" / "step-0000002").tensors["model"]
     assert all(torch.equal(stored[name], value) for name, value in values(parts).items())

@@ -37,13 +37,14 @@ def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WrongInput) as raised:
         check_fits(2**30, 3 * 2**30, device=CPU, bf16=False, pictures=64)
     assert str(raised.value) == (
-        "too little memory: training takes at least 4.0 GiB (model 1.0 GiB, activations of 64 pictures at a time), "
-        "but cpu has 3.0 GiB free; raise train.accumulate, set model.use_checkpoint = true, or lower train.batch"
+        "too little memory: training takes at least 4.0 GiB (model 1.0 GiB, activations of 64 pictures at a "
+        "time), but cpu has 3.0 GiB free; raise train.accumulate, set model.use_checkpoint = true, or lower "
+        "train.batch"
     )
     # autocast keeps half of them
     check_fits(2**30, 4 * 2**30, device=torch.device("cuda"), bf16=True, pictures=64)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(WrongInput, match="at least 6.0 GiB"):
+    with pytest.raises(WrongInput, match=r"at least 6.0 GiB"):
         check_fits(2**30, 2 * 2**30, device=CPU, bf16=False, pictures=64)
     monkeypatch.setattr(memory, "free_memory", lambda device: None)
     check_fits(2**50, 0, device=CPU, bf16=False, pictures=64)
@@ -65,7 +66,10 @@ def test_an_allocation_that_fails_is_one_line() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
     for fails in (torch_cpu, numpy, cuda):
-        with pytest.raises(MdmkitError, match=r"^too little memory: [^\n]*; draw fewer$"), one_line_memory_errors("draw fewer"):
+        with (
+            pytest.raises(MdmkitError, match=r"^too little memory: [^\n]*; draw fewer$"),
+            one_line_memory_errors("draw fewer"),
+        ):
             fails()
-    with pytest.raises(RuntimeError, match="^something else$"), one_line_memory_errors():
+    with pytest.raises(RuntimeError, match=r"^something else$"), one_line_memory_errors():
         raise RuntimeError("something else")

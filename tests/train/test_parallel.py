@@ -36,10 +36,12 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(WrongInput, match="^run.device: cuda:3 is asked for, but there are 2 CUDA devices$"):
+    with pytest.raises(WrongInput, match=r"^run.device: cuda:3 is asked for, but there are 2 CUDA devices$"):
         pick_device("cuda:3")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(WrongInput, match='^run.device: cuda:1 is one device for several ranks; say run.device="cuda"$'):
+    with pytest.raises(
+        WrongInput, match=r'^run.device: cuda:1 is one device for several ranks; say run.device="cuda"$'
+    ):
         pick_device("cuda:1")
 
 

@@ -28,7 +28,11 @@ def same(run: Path, whole: Path) -> None:
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     pictures = sorted(path.name for path in (whole / "samples").glob("*.png"))
     assert len(pictures) == 6, "two levels, in the middle twice and at the end"
-    differ = [name for name in pictures if (run / "samples" / name).read_bytes() != (whole / "samples" / name).read_bytes()]
+    differ = [
+        name
+        for name in pictures
+        if (run / "samples" / name).read_bytes() != (whole / "samples" / name).read_bytes()
+    ]
     assert differ == []
 
 
@@ -41,18 +45,33 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, whole: Path) -> 
     assert (killed.code, len(tiny.numbers(run))) == (-9, 7)
     killed = tiny.mdmkit("run", "--resume", run, "--set", "data.workers=0", STOP_IN="10")
     assert (killed.code, len(tiny.numbers(run))) == (-9, 10)
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-0000005", ".writing-step-0000010"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        "step-0000005",
+        ".writing-step-0000010",
+    }
     done = tiny.here("run", "--resume", run)
     assert done.code == 0, done.err
     same(run, whole)
-    assert [event["checkpoint"] for event in tiny.events(run, "resumed")] == [None, "step-0000005", "step-0000005"]
+    assert [event["checkpoint"] for event in tiny.events(run, "resumed")] == [
+        None,
+        "step-0000005",
+        "step-0000005",
+    ]
 
 
 @pytest.mark.parametrize(("signal", "workers"), [("SIGTERM", 2), ("SIGINT", 0)])
 def test_a_signal_saves_and_exits_130(tmp_path: Path, whole: Path, signal: str, workers: int) -> None:
     run, recipe = tmp_path / "run", tiny.write_recipe(tmp_path)
     stopped = tiny.here(
-        "run", recipe, "--out", run, *tiny.STOP, "--set", f"data.workers={workers}", STOP_AT="7", STOP_BY=signal
+        "run",
+        recipe,
+        "--out",
+        run,
+        *tiny.STOP,
+        "--set",
+        f"data.workers={workers}",
+        STOP_AT="7",
+        STOP_BY=signal,
     )
     assert stopped.code == 130
     # the signal came when step 7 was done: the next one sees it
@@ -88,21 +107,31 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     few = ("--set", "train.steps=2", "--set", "sample.count=1")
     assert tiny.here("run", recipe, "--out", run, *few).code == 0
     refused = tiny.here("run", "--resume", run, "--set", "model.levels[0].channels=[8, 8]")
-    assert refused == (2, "", (
-        f"--set changes [model], which the checkpoints in {run} were made with; "
-        "start a new run with another --out instead\n"
-    ))
+    assert refused == (
+        2,
+        "",
+        (
+            f"--set changes [model], which the checkpoints in {run} were made with; "
+            "start a new run with another --out instead\n"
+        ),
+    )
     # a checkpoint of another recipe, put into this run
     narrow = ("--set", "model.levels[1].channels=[8, 16]")
     assert tiny.here("run", recipe, "--out", other, *few, *narrow).code == 0
     (other / "checkpoints" / "step-0000002").rename(run / "checkpoints" / "step-0000003")
     refused = tiny.here("run", "--resume", run)
-    assert refused == (2, "", (
-        f"{run}/checkpoints/step-0000003 was written by another recipe: its [model] is not that of "
-        f"{run}/recipe.resolved.toml; move it away to go on from the checkpoint before it\n"
-    ))
+    assert refused == (
+        2,
+        "",
+        (
+            f"{run}/checkpoints/step-0000003 was written by another recipe: its [model] is not that of "
+            f"{run}/recipe.resolved.toml; move it away to go on from the checkpoint before it\n"
+        ),
+    )
     assert tiny.here("run", recipe, "--out", run) == (
-        2, "", f"{run} holds a run already; go on with it by --resume {run}, or name another --out\n"
+        2,
+        "",
+        f"{run} holds a run already; go on with it by --resume {run}, or name another --out\n",
     )
 
 

@@ -32,7 +32,9 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert (path.name, latest(tmp_path)) == ("step-0000007", path)
     loaded = load(path)
     assert (loaded.step, loaded.facts["sums"]) == (7, [0.1])
-    assert {name: set(group) for name, group in loaded.tensors.items()} == {n: set(g) for n, g in TENSORS.items()}
+    assert {name: set(group) for name, group in loaded.tensors.items()} == {
+        n: set(g) for n, g in TENSORS.items()
+    }
     for group, tensors in TENSORS.items():
         for name, tensor in tensors.items():
             assert torch.equal(loaded.tensors[group][name], tensor)
@@ -69,9 +71,13 @@ def test_a_full_disk_never_costs_the_checkpoint_before(
     assert damaged(tmp_path) == []
 
 
-def test_safetensors_own_error_for_a_full_disk_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_safetensors_own_error_for_a_full_disk_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
-        raise state.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise state.SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr(state, "save_file", refuse)
     with pytest.raises(MdmkitError, match="No space left on device"):
@@ -99,7 +105,7 @@ def no_facts(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [cut_short, gone, no_facts])
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, harm) -> None:  # noqa: ANN001
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, harm) -> None:
     first = save(tmp_path, 1, TENSORS, {}, keep=2)
     second = save(tmp_path, 2, TENSORS, {}, keep=2)
     harm(second)

@@ -88,14 +88,17 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
 
 
 def mdmkit(*arguments: str | Path, ranks: int = 1, **environment: str) -> Done:
-    """`python -m mdmkit ...` in a process of its own, under torchrun where ranks > 1; whatever hangs is killed."""
+    """`python -m mdmkit ...` in a process of its own, under torchrun where ranks > 1; a hang is killed."""
     start = [sys.executable, "-m"]
     if ranks > 1:
         start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
     process = subprocess.Popen(
         [*start, "mdmkit", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         # ends when the last process that holds the pipes has ended: orphans too
@@ -103,7 +106,9 @@ def mdmkit(*arguments: str | Path, ranks: int = 1, **environment: str) -> Done:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        raise AssertionError(f"{' '.join(map(str, arguments))} did not end; it said {err[-2000:]!r}") from None
+        raise AssertionError(
+            f"{' '.join(map(str, arguments))} did not end; it said {err[-2000:]!r}"
+        ) from None
     return Done(process.returncode, out, err)
 
 
@@ -125,7 +130,8 @@ def numbers(run: Path) -> list[dict[str, Any]]:
     timed = ("seconds", "pictures_per_second")
     return [
         {key: value for key, value in line.items() if key not in timed}
-        for line in read_log(run / "log.jsonl") if "event" not in line
+        for line in read_log(run / "log.jsonl")
+        if "event" not in line
     ]
 
 

@@ -1,0 +1,76 @@
+"""What a run that goes on starts from: its recipe and its newest checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mdmkit.errors import WrongInput
+
+if TYPE_CHECKING:
+    from mdmkit.plugins import Registry
+    from mdmkit.recipe.schema import Recipe
+    from mdmkit.train.state import Checkpoint
+
+__all__ = ["checkpoint_of", "resumed_recipe", "run_facts"]
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """What run.toml says, or a clear refusal where there is no run."""
+    import tomli
+
+    from mdmkit.train.folder import RESOLVED, RUN
+
+    if not (folder / RESOLVED).is_file():
+        raise WrongInput(
+            f"{folder} holds no run ({RESOLVED} is missing); start one with: mdmkit run RECIPE --out {folder}"
+        )
+    return tomli.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
+
+
+def resumed_recipe(folder: Path, sets: Sequence[str], registry: Registry, *, allow_pipe: bool) -> Recipe:
+    """The run's own resolved recipe with overrides; what they change in `model` would not fit its weights."""
+    from mdmkit.recipe import load
+    from mdmkit.train.folder import RESOLVED
+
+    before = load(folder / RESOLVED, [], registry, allow_pipe=allow_pipe)
+    now = load(folder / RESOLVED, sets, registry, allow_pipe=allow_pipe)
+    fixed = [name for name in ("model", "text", "data") if getattr(before, name) != getattr(now, name)]
+    if "data" in fixed and before.data.source == now.data.source:
+        fixed.remove("data")  # workers and the like change no number
+    if fixed:
+        raise WrongInput(
+            f"--set changes [{fixed[0]}], which the checkpoints in {folder} were made with; "
+            "start a new run with another --out instead"
+        )
+    return now
+
+
+def checkpoint_of(folder: Path, recipe: Recipe, registry: Registry, *, talk: bool) -> Checkpoint | None:
+    """The newest whole checkpoint of a run that goes on, None where there is none yet.
+
+    Raises:
+        WrongInput: another recipe wrote it.
+    """
+    from mdmkit.recipe import load
+    from mdmkit.train.folder import RESOLVED
+    from mdmkit.train.state import damaged, latest
+    from mdmkit.train.state import load as load_checkpoint
+
+    for path, why in damaged(folder / "checkpoints") if talk else ():
+        print(f"{path} is passed over: {why}", file=sys.stderr)
+    found = latest(folder / "checkpoints")
+    if found is None:
+        return None
+    if (found / RESOLVED).is_file():
+        wrote = load(found / RESOLVED, [], registry, allow_pipe=True)
+        for table in ("model", "text"):
+            if getattr(wrote, table) != getattr(recipe, table):
+                raise WrongInput(
+                    f"{found} was written by another recipe: its [{table}] is not that of "
+                    f"{folder / RESOLVED}; "
+                    "move it away to go on from the checkpoint before it"
+                )
+    return load_checkpoint(found)

@@ -1,0 +1,78 @@
+"""What a run says while it trains."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mdmkit.train.logs import Progress
+
+__all__ = ["Told"]
+
+
+class Told:
+    """What a run says while it trains: to its loggers, and to who looks on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.loggers: list[Any] = []
+        self.bar: Progress | None = None
+        self.said: set[str] = set()
+
+    @contextlib.contextmanager
+    def progress(self, steps: int) -> Iterator[None]:
+        """Show how far the training is."""
+        from mdmkit.train.logs import Progress
+
+        self.bar = Progress(steps, start_step=self.step)
+        try:
+            yield
+        finally:
+            self.bar.close()
+            self.bar = None
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        for logger in self.loggers:
+            logger.log(step, metrics)
+        if self.bar is not None:
+            self.bar.log(step, metrics)
+        if metrics["truncated"]:
+            self.once(
+                "truncated",
+                f"{metrics['truncated']} captions were cut to text.max_tokens so far; see log.jsonl",
+            )
+
+    def event(self, step: int, event: str, facts: dict[str, Any]) -> None:
+        if not self.loggers:
+            return
+        self.loggers[0].event(step, event, **facts)
+        if event == "skipped_sample":
+            self.once(event, f"{facts['key']} is skipped: {facts['cause']}; all such are in log.jsonl")
+        elif event == "bad_step":
+            self.note(
+                f"step {step} is skipped: its loss or gradient is not finite ({facts['in_row']} in a row)"
+            )
+
+    def once(self, what: str, line: str) -> None:
+        """Say a line, the first time that this happens."""
+        if self.loggers and what not in self.said:
+            self.said.add(what)
+            self.note(line)
+
+    def note(self, line: str) -> None:
+        """Say a line."""
+        if self.bar is not None:
+            self.bar.note(line)
+        else:
+            print(line, file=sys.stderr)
+
+    def sync(self) -> None:
+        self.loggers[0].sync()
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            with contextlib.suppress(OSError):  # a full disk has been said already
+                logger.close()
