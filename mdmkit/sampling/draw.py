@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from mdmkit.diffusion import Diffusion, NoiseLevel
 
 from .denoise import Denoised, Denoiser
+from .guidance import Guidance
+from .rules import Rule
 from .sample import sample_pyramid
+from .spacing import Spacing
+from .threshold import Threshold
 
 __all__ = ["Drawing", "draw"]
 
@@ -22,10 +26,10 @@ __all__ = ["Drawing", "draw"]
 class Drawing:
     """How pictures are drawn: the update rule, its steps and what wraps the denoiser."""
 
-    rule: Callable[..., Any]
-    spacing: Callable[..., Sequence[float]]
-    threshold: Callable[[Tensor], Tensor]
-    guidance: tuple[Any, ...] = ()
+    rule: Rule
+    spacing: Spacing
+    threshold: Threshold
+    guidance: tuple[Guidance, ...] = ()
     steps: int = 50
 
 
@@ -47,8 +51,8 @@ def draw(
     """One pyramid of pictures (3, H_r, W_r) in [-1, 1], low to high, a caption; picture i has seed + i.
 
     `resolutions` are those of the inner levels to run (all of them for full pictures). `callback(first, step,
-    at, denoised)` sees the predictions on the way for the pictures from index `first` on. A picture depends on
-    its caption and seed only, not on `batch` or on its neighbours.
+    at, denoised)` sees the predictions on the way for the pictures from index `first` on. A picture depends
+    on its caption and seed only, not on `batch` or on its neighbours.
     """
     pictures: list[tuple[Tensor, ...]] = []
     training = nest.training
