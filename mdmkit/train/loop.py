@@ -67,7 +67,7 @@ class Parts:
 
 
 def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.Parameter]:
-    """What is trained, by its name in a checkpoint: the nest's names, a learning text encoder's `text.*`."""
+    """What is trained, by its name in a checkpoint: the nest's own, a learning text encoder's `text.*`."""
     named = dict(nest.named_parameters())
     if text is not None and getattr(text, "trainable", False):
         named |= {f"text.{name}": parameter for name, parameter in text.named_parameters()}
@@ -125,7 +125,7 @@ def train(
     for group in parts.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     step = bad_steps = bad_in_row = skipped = truncated = 0
-    # since the log's last line: losses and gradient norm; the steps in which each (level, norm) took part
+    # since the log's last line: losses and gradient norm, and the steps that each (level) took part in
     sums, taken = torch.zeros(levels + 1, dtype=torch.float64, device=device), [0] * (levels + 1)
     if resume is not None:
         restore(resume, parameters, ema, parts.optimizer)

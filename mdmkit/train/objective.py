@@ -17,6 +17,7 @@ __all__ = ["Objective", "pyramid_loss"]
 
 def pyramid_loss(
     prediction: Pyramid,
+    z: Pyramid,
     x: Pyramid,
     eps: Pyramid,
     t: Tensor,
@@ -28,15 +29,16 @@ def pyramid_loss(
 ) -> Tensor:
     """The loss of each level, (R,) low to high: E[w(logsnr_r) * mean over pixels of (prediction - target)].
 
-    `prediction`, `x` and `eps` hold for level r the first B_r rows of the batch, `t` (B,) is in [0, 1]. Each
+    `prediction` at `z`, `x` and `eps` hold for level r the first B_r rows of the batch, `t` (B,) is in [0, 1]. Each
     level's mean runs over its own rows only, which is what dividing by its share of the batch does (Gu et al.
     2024, mixed batches): fewer rows make the estimate noisier, not smaller.
     """
     losses = []
-    for level, (said, clean, noise) in enumerate(zip(prediction, x, eps, strict=True)):
+    for level, (said, noisy, clean, noise) in enumerate(zip(prediction, z, x, eps, strict=True)):
         alpha, sigma = diffusion.alpha_sigma(t, level, like=clean)
-        z = alpha * clean + sigma * noise
-        said = convert(said.to(clean.dtype), z, alpha, sigma, source=diffusion.prediction, target=loss_space)
+        said = convert(
+            said.to(clean.dtype), noisy, alpha, sigma, source=diffusion.prediction, target=loss_space
+        )
         wanted = from_x0_eps(clean, noise, alpha, sigma, loss_space)
         rows = pixel_loss(said, wanted).flatten(1).mean(1)
         times = t[: len(clean)]
@@ -88,6 +90,7 @@ class Objective(nn.Module):
         with torch.autocast(t.device.type, enabled=False):
             return pyramid_loss(
                 prediction,
+                z,
                 x,
                 eps,
                 t,

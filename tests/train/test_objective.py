@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 import pytest
@@ -19,6 +20,8 @@ from mdmkit.weighting import Uniform
 
 SIZES = ((4, 4), (8, 8))
 
+Levels = tuple[Tensor, ...]
+
 
 def diffusion(prediction: str = "v", levels: int = 2) -> Diffusion:
     return Diffusion(shift_levels(Cosine(), SIZES[:levels], shift_power=1.0), prediction)
@@ -34,6 +37,12 @@ def draw(seed: int, *rows: int) -> tuple[Tensor, ...]:
 
 def times(seed: int, rows: int) -> Tensor:
     return 0.02 + 0.96 * torch.rand(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def loss_of(said: Levels, x: Levels, eps: Levels, t: Tensor, *, diffusion: Diffusion, **how: Any) -> Tensor:
+    """The loss of predictions at the noisy pictures of x and eps."""
+    z = diffusion.noisy(x, eps, t)
+    return pyramid_loss(said, z, x, eps, t, diffusion=diffusion, **how)
 
 
 @attrs.frozen
@@ -64,7 +73,7 @@ def test_the_loss_of_one_level_by_hand() -> None:
             for at, v, e in zip(z, said[row].flatten().tolist(), eps[row].flatten().tolist(), strict=True)
         ]
         expected += math.sqrt(1 + math.exp(logsnr)) * sum(wrong) / len(wrong) / 2
-    loss = pyramid_loss(
+    loss = loss_of(
         (said,), (x,), (eps,), t, diffusion=process, loss_space="eps", pixel_loss=mse, weighting=Steep()
     )
     assert loss.shape == (1,)
@@ -76,10 +85,10 @@ def test_each_level_is_the_mean_over_its_own_rows(seed: int, outer: int, space: 
     rows = (4, outer)
     x, eps, said, t = draw(seed, *rows), draw(seed + 100, *rows), draw(seed + 200, *rows), times(seed, 4)
     how = {"diffusion": diffusion(), "loss_space": space, "pixel_loss": mse, "weighting": Steep()}
-    together = pyramid_loss(said, x, eps, t, **how)
+    together = loss_of(said, x, eps, t, **how)
     alone = [
         [
-            pyramid_loss(
+            loss_of(
                 tuple(level[i : i + 1] for level in said),
                 tuple(level[i : i + 1] for level in x),
                 tuple(level[i : i + 1] for level in eps),
@@ -98,13 +107,13 @@ def test_shares_leave_the_loss_unbiased() -> None:
     # whichever rows of a batch reach the top, the mean over all choices is the loss of the whole batch
     x, eps, said, t = draw(0, 4, 4), draw(1, 4, 4), draw(2, 4, 4), times(3, 4)
     how = {"diffusion": diffusion(), "loss_space": "eps", "pixel_loss": mse, "weighting": Uniform()}
-    whole = pyramid_loss(said, x, eps, t, **how)
+    whole = loss_of(said, x, eps, t, **how)
     orders = [torch.tensor(order) for order in ((0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2))]
 
     def cut(levels: tuple[Tensor, ...], order: Tensor) -> tuple[Tensor, ...]:
         return levels[0][order], levels[1][order][:2]
 
-    mixed = torch.stack([pyramid_loss(cut(said, o), cut(x, o), cut(eps, o), t[o], **how) for o in orders])
+    mixed = torch.stack([loss_of(cut(said, o), cut(x, o), cut(eps, o), t[o], **how) for o in orders])
     assert torch.allclose(mixed.mean(0), whole)
     assert not torch.allclose(mixed[0], whole)
 
@@ -119,8 +128,8 @@ def test_what_the_network_predicts_does_not_change_the_loss(source: str, target:
         for r, (v, noisy) in enumerate(zip(said, z, strict=True))
     )
     how = {"loss_space": target, "pixel_loss": mse, "weighting": Steep("eps")}
-    one = pyramid_loss(said, x, eps, t, diffusion=as_v, **how)
-    other = pyramid_loss(same, x, eps, t, diffusion=diffusion(source), **how)
+    one = loss_of(said, x, eps, t, diffusion=as_v, **how)
+    other = loss_of(same, x, eps, t, diffusion=diffusion(source), **how)
     assert torch.allclose(one, other, rtol=1e-6)
 
 
@@ -128,8 +137,8 @@ def test_what_the_network_predicts_does_not_change_the_loss(source: str, target:
 def test_a_weighting_means_its_own_space_whatever_the_loss_is_taken_in(space: str) -> None:
     x, eps, said, t = draw(0, 3, 2), draw(1, 3, 2), draw(2, 3, 2), times(3, 3)
     how = {"diffusion": diffusion(), "pixel_loss": mse, "weighting": Steep("eps")}
-    reference = pyramid_loss(said, x, eps, t, loss_space="eps", **how)
-    assert torch.allclose(pyramid_loss(said, x, eps, t, loss_space=space, **how), reference, rtol=1e-6)
+    reference = loss_of(said, x, eps, t, loss_space="eps", **how)
+    assert torch.allclose(loss_of(said, x, eps, t, loss_space=space, **how), reference, rtol=1e-6)
 
 
 class Words(nn.Module):
