@@ -1,4 +1,4 @@
-"""Random streams by key: each draw of a run is a function of what it is for, never of what was drawn before."""
+"""Random streams by key: a draw is a function of what it is for, never of what was drawn before."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ def stream(*key: int | str) -> np.random.Generator:
 
 
 def normal(
-    shape: tuple[int, ...], *key: int | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    shape: tuple[int, ...],
+    *key: int | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Standard normal draws of this key's stream, on `device`, in `dtype` (float32 where not given).
 
-    On a CUDA device the numbers come from the device's own Philox generator, seeded by a 64-bit hash of the same key,
-    so that training never waits for noise made by the CPU; they differ from the CPU's.
+    On a CUDA device the numbers come from the device's own Philox generator, seeded by a 64-bit hash of the
+    same key, so that training never waits for noise made by the CPU; they differ from the CPU's.
     """
     import torch
 

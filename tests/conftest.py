@@ -1,8 +1,11 @@
-"""One hypothesis profile for all tests: no deadline (torch's first call is slow), few examples, reproducible."""
+"""One hypothesis profile for all tests: no deadline (torch's first call is slow), few examples."""
 
 from __future__ import annotations
 
 import os
+
+# before torch is imported: on small tensors a second thread only waits, and on a shared machine it waits long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import HealthCheck, settings
 

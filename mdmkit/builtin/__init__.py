@@ -14,7 +14,8 @@ __all__ = ["mdmkit_components", "mdmkit_recipes"]
 def mdmkit_components() -> Iterable[Component]:
     from . import data, evaluate, nn, sampling, shapes, text, train, values
 
-    return [c for room in (values, nn, text, data, shapes, sampling, train, evaluate) for c in room.COMPONENTS]
+    rooms = (values, nn, text, data, shapes, sampling, train, evaluate)
+    return [component for room in rooms for component in room.COMPONENTS]
 
 
 @hookimpl

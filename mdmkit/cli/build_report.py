@@ -44,7 +44,7 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
 
 
 def micro_batch(recipe: Recipe, registry: Registry) -> tuple[int, ...]:
-    """Rows that reach each level in one forward and backward pass on one device; of growth's largest stage."""
+    """Rows that reach each level in one pass on one device; of growth's largest stage."""
     from mdmkit.resolutions import rows_per_level
 
     stages: Sequence[Any] = getattr(recipe.growth.settings, "stages", ())

@@ -80,6 +80,15 @@ class Downsample(nn.Conv2d):
         )
 
 
+def window_sums(x: Tensor, width: int, dim: int) -> Tensor:
+    """Sums over windows of `width` neighbours along one axis, which shortens by width - 1."""
+    length = x.shape[dim] - width + 1
+    total = x.narrow(dim, 0, length)
+    for start in range(1, width):
+        total = total + x.narrow(dim, start, length)
+    return total
+
+
 class Upsample(nn.Conv2d):
     """Nearest neighbour, then a 3x3 convolution; (B, C, H, W) to (B, C, s H, s W).
 
@@ -104,5 +113,5 @@ class Upsample(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         sh, sw = self.scale
         taps = F.pad(self.weight.flip(2, 3), (sw - 1, sw - 1, sh - 1, sh - 1))
-        kernel = F.avg_pool2d(taps, (sh, sw), stride=1, divisor_override=1)
+        kernel = window_sums(window_sums(taps, sh, 2), sw, 3)
         return F.conv_transpose2d(input, kernel.transpose(0, 1), self.bias, stride=(sh, sw), padding=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 from mdmkit.diffusion import Diffusion, NoiseLevel
 
 from .denoise import Denoised, Denoiser
+from .guidance import Guidance
+from .rules import Rule
 from .sample import sample_pyramid
+from .spacing import Spacing
+from .threshold import Threshold
 
 __all__ = ["Drawing", "draw"]
 
@@ -21,10 +26,10 @@ __all__ = ["Drawing", "draw"]
 class Drawing:
     """How pictures are drawn: the update rule, its steps and what wraps the denoiser."""
 
-    rule: Callable[..., Any]
-    spacing: Callable[..., Sequence[float]]
-    threshold: Callable[[Tensor], Tensor]
-    guidance: tuple[Any, ...] = ()
+    rule: Rule
+    spacing: Spacing
+    threshold: Threshold
+    guidance: tuple[Guidance, ...] = ()
     steps: int = 50
 
 
@@ -43,11 +48,11 @@ def draw(
     noise_device: torch.device | str | None = None,
     callback: Callable[[int, int, NoiseLevel, Denoised], None] | None = None,
 ) -> list[tuple[Tensor, ...]]:
-    """One pyramid of pictures (3, H_r, W_r) in [-1, 1], low to high, for each caption; picture i has seed + i.
+    """One pyramid of pictures (3, H_r, W_r) in [-1, 1], low to high, a caption; picture i has seed + i.
 
-    `resolutions` are those of the inner levels to run (all of them for full pictures). `callback(first, step, at,
-    denoised)` sees the predictions on the way for the pictures from index `first` on. A picture depends on its caption
-    and seed only, not on `batch` or on its neighbours.
+    `resolutions` are those of the inner levels to run (all of them for full pictures). `callback(first, step,
+    at, denoised)` sees the predictions on the way for the pictures from index `first` on. A picture depends
+    on its caption and seed only, not on `batch` or on its neighbours.
     """
     pictures: list[tuple[Tensor, ...]] = []
     training = nest.training
@@ -65,12 +70,17 @@ def draw(
             for guidance in drawing.guidance:
                 wrapped = guidance.wrap(wrapped)
             z = sample_pyramid(
-                wrapped, diffusion,
+                wrapped,
+                diffusion,
                 shapes=[(3, *size) for size in resolutions],
                 seeds=[seed + first + i for i in range(len(part))],
-                rule=drawing.rule, steps=drawing.steps, spacing=drawing.spacing, threshold=drawing.threshold,
-                device=device, noise_device=noise_device,
-                callback=None if callback is None else lambda step, at, said, first=first: callback(first, step, at, said),
+                rule=drawing.rule,
+                steps=drawing.steps,
+                spacing=drawing.spacing,
+                threshold=drawing.threshold,
+                device=device,
+                noise_device=noise_device,
+                callback=None if callback is None else partial(callback, first),
             )
             pictures += [tuple(level[i] for level in z) for i in range(len(part))]
     finally:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import attrs
-from mdmkit.schedules import VariancePreserving
 from torch import Tensor
+
+from mdmkit.schedules import VariancePreserving
 
 __all__ = ["Laplace"]
 
