@@ -29,9 +29,9 @@ def pyramid_loss(
 ) -> Tensor:
     """The loss of each level, (R,) low to high: E[w(logsnr_r) * mean over pixels of (prediction - target)].
 
-    `prediction` at `z`, `x` and `eps` hold for level r the first B_r rows of the batch, `t` (B,) is in [0, 1].
-    Each level's mean runs over its own rows only, which is what dividing by its share of the batch does (Gu et
-    al. 2024, mixed batches): fewer rows make the estimate noisier, not smaller.
+    `prediction` at `z`, `x` and `eps` hold for level r the first B_r rows of the batch, `t` (B,) is in
+    [0, 1]. Each level's mean runs over its own rows only, which is what dividing by its share of the batch
+    does (Gu et al. 2024, mixed batches): fewer rows make the estimate noisier, not smaller.
     """
     losses = []
     for level, (said, noisy, clean, noise) in enumerate(zip(prediction, z, x, eps, strict=True)):

@@ -144,7 +144,12 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> int:
     """Compile each of the modules in place, and say how many; parameter names stay as they are."""
+    from torch._dynamo import config
+
     found = list(blocks)
     for module in found:
         module.compile()
+    # blocks of one class share one list of compiled variants, by shape; past its limit they run uncompiled
+    config.recompile_limit = max(config.recompile_limit, 4 * len(found))
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * len(found))
     return len(found)
