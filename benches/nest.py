@@ -4,7 +4,7 @@
 
 A training step (forward, loss at every level, backward, AdamW) and a sampling step (forward alone) of the
 quickstart's nest, 16 -> 32 with half of the rows at 16 only, and of a 32/64/128 nest. The plain U-Net has the
-same lowest resolution, and its widths are those whose FLOPs come closest. Both are timed in turn in one process;
+quickstart's nest, 16 -> 32 with half of the rows at 16 only, and of a 32/64/128 nest. The plain U-Net has the
 the answer is the ratio of the median times, over the ratio of FLOPs.
 """
 
@@ -128,7 +128,7 @@ def compare(
         "plain": step_of(plain_of(case, width, device), case.sides[-1:], rows[-1:], device, train=train),
     }
     times: dict[str, list[float]] = {key: [] for key in steps}
-    for key, step in steps.items():
+    for step in steps.values():
         step()  # warm-up
     for _ in range(rounds):
         for key, step in steps.items():
