@@ -116,7 +116,7 @@ class Sample:
 class Evaluate:
     """What is measured at the end of a run and by `mdmkit evaluate`."""
 
-    metrics: tuple[Use, ...] = slot("metric", (), "measured on pictures drawn for held-out captions")
+    metrics: tuple[Use, ...] = slot("metric", (), "measured on pictures drawn for captions of the data")
     count: int = opt(256, "pictures drawn for the metrics", ge=1)
 
 
