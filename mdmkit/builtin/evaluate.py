@@ -1,9 +1,0 @@
-"""Settings and registrations of the built-in components: evaluate. No torch."""
-
-from __future__ import annotations
-
-from mdmkit.plugins.component import Component
-
-__all__ = ["COMPONENTS"]
-
-COMPONENTS: list[Component] = []
