@@ -21,7 +21,7 @@ Cli = Callable[..., Answer]
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_plugins: None) -> Cli:
     """cli("check", "recipe.toml"): the exit code and what was printed."""
     monkeypatch.setattr(
         options, "load_registry", lambda plugins=(): stand_ins.registry(extra_modules=tuple(plugins))

@@ -27,7 +27,7 @@ def mdmkit_components():
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plugins: None) -> Iterator[Install]:
     """install("acme-mdm", "1.2", "acme", code): a distribution, an entry point, a module of this code."""
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
