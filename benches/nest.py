@@ -25,7 +25,7 @@ from torch.utils.benchmark import Timer
 from mdmkit.nn import NestedUNet, UNetCore, UNetShell
 from mdmkit.nn.cost import forward_flops, inputs, on_meta
 
-WIDTH, TOKENS = 64, 48  # of the text features
+WIDTH, TOKENS = 64, 32  # of the text features
 
 
 class Case(NamedTuple):
@@ -39,11 +39,11 @@ class Case(NamedTuple):
 CASES = {
     "quickstart 16/32": Case(
         [
-            {"channels": (32, 64, 96), "blocks": 1, "attention": (0, 1, 1)},
-            {"channels": (16, 32), "blocks": 1},
+            {"channels": (32, 64), "blocks": 1, "attention": (0, 1)},
+            {"channels": (16, 16), "blocks": 1},
         ],
         [16, 32],
-        [64, 32],
+        [32, 16],
     ),
     "32/64/128": Case(
         [
