@@ -112,7 +112,12 @@ def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
 
     said = recipe.diffusion
     schedule = registry.build(said.schedule, kind="noise_schedule")
-    schedules = shift_levels(schedule, resolutions(recipe), shift_power=said.shift_power)
+    schedules = shift_levels(
+        schedule,
+        resolutions(recipe),
+        shift_power=said.shift_power,
+        shift_power_frames=said.shift_power_frames,
+    )
     return Diffusion(schedules=schedules, prediction=said.prediction)
 
 
@@ -230,12 +235,12 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
     """The objects of a training, with fresh parameters that depend on run.seed alone."""
     import torch
 
-    from mdmkit.streams import key_bytes
+    from mdmkit.streams import seed_of
     from mdmkit.train.loop import Parts, trained_parameters
     from mdmkit.train.objective import Objective
 
     source = dataset(recipe, registry)  # first: what is wrong with files is known soonest
-    torch.manual_seed(int.from_bytes(key_bytes((recipe.run.seed, "parameters"), 8), "little"))
+    torch.manual_seed(seed_of(recipe.run.seed, "parameters"))
     # made on the CPU, so that a seed gives the same start on every device
     network = nest(recipe, registry).to(device)
     text = text_encoder(recipe, registry, device=device)

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["key_bytes", "normal", "stream"]
+__all__ = ["key_bytes", "normal", "seed_of", "stream"]
 
 
 def key_bytes(key: tuple[int | str, ...], size: int = 16) -> bytes:
@@ -18,6 +18,11 @@ def key_bytes(key: tuple[int | str, ...], size: int = 16) -> bytes:
     # repr of a tuple of ints and strings is unambiguous ("1" and 1 differ); numpy ints would print otherwise
     plain = tuple(part if isinstance(part, str) else int(part) for part in key)
     return blake2b(repr(plain).encode(), digest_size=size).digest()
+
+
+def seed_of(*key: int | str) -> int:
+    """A 64-bit seed of this key, for generators that are not NumPy's."""
+    return int.from_bytes(key_bytes(key, 8), "little")
 
 
 def stream(*key: int | str) -> np.random.Generator:
@@ -44,7 +49,7 @@ def normal(
     dtype = dtype or torch.float32
     device = torch.device(device)
     if device.type == "cuda":
-        generator = torch.Generator(device).manual_seed(int.from_bytes(key_bytes(key, 8), "little"))
+        generator = torch.Generator(device).manual_seed(seed_of(*key))
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)
     wide = dtype == torch.float64
     draws = stream(*key).standard_normal(shape, dtype=np.float64 if wide else np.float32)

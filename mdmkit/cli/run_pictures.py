@@ -24,7 +24,7 @@ def grids(
     recipe: Recipe, registry: Registry, parts: Any, folder: Path, step: int, told: Told, device: torch.device
 ) -> None:
     """Draw the recipe's prompts with the weights as they are now: one labelled grid a level."""
-    from mdmkit.evaluate.grid import grid, grid_path
+    from mdmkit.evaluate.grid import grid, grid_path, save_image
 
     if not getattr(parts.text, "reads_prompts", True):
         told.once(
@@ -37,10 +37,8 @@ def grids(
         recipe, registry, parts, captions, device, seed=recipe.sample.seed, batch=recipe.sample.batch
     )
     for level, (height, width) in enumerate(parts.resolutions):
-        path = grid_path(folder, step=step, level=level)
         picture = grid([pyramid[level].cpu() for pyramid in pyramids], captions)
-        path.parent.mkdir(exist_ok=True)
-        picture.save(path)
+        save_image(grid_path(folder, step=step, level=level), picture)
         for logger in told.loggers:
             logger.images(step, f"level {level} ({height} x {width})", picture)
 

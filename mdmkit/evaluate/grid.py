@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-__all__ = ["grid", "grid_path", "save_grid", "save_picture", "to_uint8"]
+__all__ = ["grid", "grid_path", "save_grid", "save_image", "save_picture", "to_uint8"]
 
 SMALLEST = 128  # a picture's longer side in a grid, in pixels, at least
 PAPER, INK, FAINT, BORDER = (250, 250, 248), (38, 38, 42), (120, 120, 126), (216, 216, 212)
@@ -114,12 +114,12 @@ def save_grid(
     scale: int | None = None,
 ) -> Path:
     """Writes `grid(...)` as a PNG, aside first and then renamed; makes the folder where it is missing."""
-    return _save(path, grid(pictures, captions, columns=columns, title=title, scale=scale))
+    return save_image(path, grid(pictures, captions, columns=columns, title=title, scale=scale))
 
 
 def save_picture(path: str | Path, picture: Tensor) -> Path:
     """Writes one picture (3, H, W) in [-1, 1] as a PNG, pixel for pixel."""
-    return _save(path, Image.fromarray(to_uint8(picture)))
+    return save_image(path, Image.fromarray(to_uint8(picture)))
 
 
 def grid_path(run_dir: str | Path, *, step: int, level: int) -> Path:
@@ -127,7 +127,8 @@ def grid_path(run_dir: str | Path, *, step: int, level: int) -> Path:
     return Path(run_dir) / "samples" / f"step-{step:07d}-level-{level}.png"
 
 
-def _save(path: str | Path, image: Image.Image) -> Path:
+def save_image(path: str | Path, image: Image.Image) -> Path:
+    """Writes an image as a PNG, whole or not at all; its folder is made where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")

@@ -16,7 +16,7 @@ from mdmkit.data.loader import Batch, batches
 from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.pyramid import pyramid
 from mdmkit.resolutions import rows_per_level
-from mdmkit.streams import key_bytes
+from mdmkit.streams import seed_of
 
 from .conditions import micro_conditions, text_conditions
 from .draws import Rows, draw_noise, dropped, micro_batches
@@ -224,9 +224,7 @@ def train(
                 part = batch.rows(offset, offset + len(rows.places))
                 offset += len(rows.places)
                 # dropout inside the network is the only draw left to torch's own generator
-                torch.manual_seed(
-                    int.from_bytes(key_bytes((plan.seed, step, rows.places[0], "dropout"), 8), "little")
-                )
+                torch.manual_seed(seed_of(plan.seed, step, rows.places[0], "dropout"))
                 last = index == len(micros) - 1
                 with contextlib.nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
                     by_level = forward(objective, parts, plan, part, rows, step, device)

@@ -1,13 +1,11 @@
-"""Where the recorded reference numbers lie; small tensors, so one thread."""
+"""Where the recorded reference numbers lie."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 GOLDEN = Path(os.environ.get("MDMKIT_GOLDEN") or Path(__file__).parents[2].parent / "shared" / "golden")
 
@@ -18,11 +16,3 @@ def golden_folder() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip(f"no recorded numbers at {GOLDEN}; set MDMKIT_GOLDEN")
     return GOLDEN
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
