@@ -15,10 +15,8 @@ from .options import Plugins, Sets, open_registry
 if TYPE_CHECKING:
     import torch
 
-    from mdmkit.plugins import Registry
-    from mdmkit.recipe.schema import Recipe
 
-__all__ = ["command", "load_model", "model_folder"]
+__all__ = ["command"]
 
 
 def command(
@@ -37,14 +35,17 @@ def command(
     ] = None,
     intermediate: Annotated[int, typer.Option(help="also keep so many predictions on the way")] = 0,
     noise_device: Annotated[str | None, typer.Option(help="cpu: the same picture on every device")] = None,
-    weights: Annotated[str, typer.Option(help="ema (averaged) or model (as trained)")] = "ema",
+    weights: Annotated[
+        str | None, typer.Option(help="ema (averaged) or model (as trained); averaged where there are both")
+    ] = None,
 ) -> None:
     """Draw pictures for captions at every level: a labelled grid a level, and each picture as a PNG."""
     from mdmkit import assemble
     from mdmkit.evaluate.grid import save_grid, save_picture
-    from mdmkit.recipe import load
+    from mdmkit.model_folder import GROUPS, find, load
+    from mdmkit.recipe import load as load_recipe
     from mdmkit.sampling.draw import draw
-    from mdmkit.train.folder import RESOLVED, free_name, one_line_disk_errors
+    from mdmkit.train.folder import RESOLVED, free_name, one_line_disk_errors, refuse_full
     from mdmkit.train.memory import one_line_memory_errors
     from mdmkit.train.parallel import autocast, pick_device
 
@@ -53,15 +54,17 @@ def command(
     for name, value in (("--count", count), ("--steps", steps), ("--levels", levels)):
         if value is not None and value < 1:
             raise WrongInput(f"sample {name}: expected a number of at least 1, got {value}")
+    if weights not in (None, *GROUPS):
+        raise WrongInput(f"sample --weights: expected {' or '.join(GROUPS)}, got '{weights}'")
     if noise_device not in (None, "cpu"):
         raise WrongInput(
             f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'"
         )
-    folder = model_folder(model)
+    folder = find(model)
     given = {"sample.steps": steps, "sample.seed": seed}
     overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
     registry = open_registry(list(dict.fromkeys([*run_facts(folder).get("plugins_by_module", []), *plugins])))
-    recipe = load(folder / RESOLVED, overrides, registry, allow_pipe=True)  # no data is read
+    recipe = load_recipe(folder / RESOLVED, overrides, registry, allow_pipe=True)  # no data is read
     if levels is not None and levels > len(recipe.model.levels):
         most = len(recipe.model.levels)
         raise WrongInput(f"sample --levels: expected 1 to {most}, got {levels}: the model has no more")
@@ -77,8 +80,7 @@ def command(
         raise WrongInput("sample: give at least one --prompt (the recipe has no sample.prompts)")
     captions = [caption for caption in prompts or [""] for _ in range(count)]
     target = out or free_name(model, "drawn")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise WrongInput(f"{target} exists and is not an empty folder; name another --out")
+    refuse_full(target)
     device = pick_device(recipe.run.device)
     resolutions = assemble.resolutions(recipe, levels)
     kept: dict[int, list[tuple[torch.Tensor, ...]]] = {}
@@ -91,7 +93,7 @@ def command(
 
     with one_line_disk_errors(target), one_line_memory_errors("lower sample.batch, or draw fewer --levels"):
         target.mkdir(parents=True, exist_ok=True)  # before the work: it may be refused
-        nest, text = load_model(folder, recipe, registry, device=device, weights=weights)
+        nest, text = load(folder, recipe, registry, device=device, weights=weights)
         try:
             with autocast(recipe.run.precision, device):
                 pyramids = draw(
@@ -122,45 +124,3 @@ def command(
         for i, pyramid in enumerate(pyramids):
             save_picture(target / f"picture-{recipe.sample.seed + i:05d}.png", pyramid[-1].cpu())
     print(f"{len(pyramids)} pictures in {target}", file=sys.stderr)
-
-
-def model_folder(given: Path) -> Path:
-    """The folder with weights and a resolved recipe that a user means: itself, or a run's newest checkpoint.
-
-    Raises:
-        WrongInput: there is none.
-    """
-    from mdmkit.train.folder import RESOLVED
-    from mdmkit.train.state import latest
-
-    if (given / "checkpoints").is_dir():
-        found = latest(given / "checkpoints")
-        if found is None:
-            raise WrongInput(
-                f"{given} has no whole checkpoint yet; let it train longer: mdmkit run --resume {given}"
-            )
-        return found
-    if not (given / RESOLVED).is_file():
-        raise WrongInput(f"{given} is neither a run folder nor a model folder ({RESOLVED} is missing)")
-    return given
-
-
-def load_model(
-    folder: Path, recipe: Recipe, registry: Registry, *, device: torch.device, weights: str = "ema"
-) -> tuple[Any, Any]:
-    """The nest and text encoder of a model folder, every tensor accounted for."""
-    from mdmkit import assemble
-    from mdmkit.train.loop import trained_parameters
-    from mdmkit.train.state import check_names, copy_into
-    from mdmkit.train.state import load as load_checkpoint
-
-    if weights not in ("ema", "model"):
-        raise WrongInput(f"sample --weights: expected ema or model, got '{weights}'")
-    checkpoint = load_checkpoint(folder, only=(weights,))
-    nest = assemble.nest(recipe, registry, device=device)
-    text = assemble.text_encoder(recipe, registry, device=device)
-    parameters = trained_parameters(nest, text)
-    stored = checkpoint.tensors.get(weights, {})
-    check_names(folder, parameters, stored)
-    copy_into(parameters, stored)
-    return nest, text

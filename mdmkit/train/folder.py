@@ -11,7 +11,17 @@ from pathlib import Path
 
 from mdmkit.errors import MdmkitError, WrongInput
 
-__all__ = ["RECIPE", "RESOLVED", "RUN", "Lock", "create", "free_name", "one_line_disk_errors", "refuse_taken"]
+__all__ = [
+    "RECIPE",
+    "RESOLVED",
+    "RUN",
+    "Lock",
+    "create",
+    "free_name",
+    "one_line_disk_errors",
+    "refuse_full",
+    "refuse_taken",
+]
 
 RECIPE, RESOLVED, RUN = "recipe.toml", "recipe.resolved.toml", "run.toml"
 
@@ -34,6 +44,15 @@ def refuse_taken(folder: Path) -> None:
         raise WrongInput(
             f"{folder} holds a run already; go on with it by --resume {folder}, or name another --out"
         )
+    refuse_full(folder)
+
+
+def refuse_full(folder: Path) -> None:
+    """Nothing, where a folder can be made without losing what stands there.
+
+    Raises:
+        WrongInput: something stands there.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WrongInput(f"{folder} exists and is not an empty folder; name another --out")
 

@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "restore",
     "save",
+    "write_whole",
 ]
 
 FACTS = "state.json"
@@ -71,25 +72,8 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob(".writing-*"):
             shutil.rmtree(old)
-        aside.mkdir()
-        for name, group in tensors.items():
-            flat = {key: value.detach().cpu().contiguous() for key, value in group.items()}
-            save_file(flat, aside / f"{name}.safetensors")
-        for name, text in (texts or {}).items():
-            (aside / name).write_text(text, encoding="utf-8")
-        sizes = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
-        (aside / FACTS).write_text(
-            json.dumps({**facts, "step": step, "files": sizes}, indent=1), encoding="utf-8"
-        )
-        for path in aside.iterdir():
-            sync(path)
-        sync(aside)
-        if final.exists():  # a damaged one, or the run would have gone on from it
-            shutil.rmtree(final)
-        os.rename(aside, final)
-        sync(folder)
+        write_whole(final, aside, tensors, {**facts, "step": step}, texts)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        shutil.rmtree(aside, ignore_errors=True)
         before = latest(folder)
         kept = (
             f"the checkpoint before it is whole: {before}" if before else "there is no checkpoint before it"
@@ -100,6 +84,39 @@ def save(
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def write_whole(
+    final: Path,
+    aside: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    facts: Mapping[str, Any],
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Write a folder of tensors (a safetensors file a group) and small texts, visible only when whole.
+
+    It is made as `aside`, on the same disk, and renamed to `final`; what goes wrong leaves neither. What stood
+    at `final` is replaced.
+    """
+    try:
+        aside.mkdir()
+        for name, group in tensors.items():
+            flat = {key: value.detach().cpu().contiguous() for key, value in group.items()}
+            save_file(flat, aside / f"{name}.safetensors")
+        for name, text in (texts or {}).items():
+            (aside / name).write_text(text, encoding="utf-8")
+        sizes = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
+        (aside / FACTS).write_text(json.dumps({**facts, "files": sizes}, indent=1), encoding="utf-8")
+        for path in aside.iterdir():
+            sync(path)
+        sync(aside)
+        if final.exists():  # a damaged one, or the run would have gone on from it
+            shutil.rmtree(final)
+        os.rename(aside, final)
+        sync(final.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -114,8 +114,7 @@ def test_inner_levels_alone_never_run_a_shell(
 
 
 def test_the_inner_picture_is_that_of_the_core_alone(run: Path, tmp_path: Path) -> None:
-    from mdmkit import assemble
-    from mdmkit.cli.sample import load_model, model_folder
+    from mdmkit import assemble, model_folder
     from mdmkit.evaluate.grid import save_picture
     from mdmkit.plugins import load_registry
     from mdmkit.recipe import load
@@ -123,7 +122,7 @@ def test_the_inner_picture_is_that_of_the_core_alone(run: Path, tmp_path: Path) 
 
     registry = load_registry()
     recipe = load(run / "recipe.resolved.toml", [], registry)
-    nest, text = load_model(model_folder(run), recipe, registry, device=torch.device("cpu"))
+    nest, text = model_folder.load(model_folder.find(run), recipe, registry)
     core = assemble.nest(recipe, registry, levels=1)
     core.load_state_dict(
         {name: value for name, value in nest.state_dict().items() if name.startswith("levels.0.")}
