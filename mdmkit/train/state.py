@@ -95,8 +95,8 @@ def write_whole(
 ) -> None:
     """Write a folder of tensors (a safetensors file a group) and small texts, visible only when whole.
 
-    It is made as `aside`, on the same disk, and renamed to `final`; what goes wrong leaves neither. What stood
-    at `final` is replaced.
+    It is made as `aside`, on the same disk, and renamed to `final`; what goes wrong leaves neither. What
+    stood at `final` is replaced.
     """
     try:
         aside.mkdir()
