@@ -71,10 +71,12 @@ def load(
     *,
     device: torch.device | str = "cpu",
     weights: str | None = None,
+    encoder: bool = True,
 ) -> tuple[nn.Module, nn.Module | None]:
     """The nest and the text encoder of a model folder, every tensor accounted for.
 
-    `weights` as for `weights_in`. On a CPU the parameters are the mapped file itself, without a copy.
+    `weights` as for `weights_in`. On a CPU the parameters are the mapped file itself, without a copy. Without
+    `encoder` no text encoder is made or loaded, and None stands in its place.
 
     Raises:
         WrongInput: the folder does not have those weights, or other parameters than the recipe says.
@@ -86,7 +88,7 @@ def load(
 
     stored = weights_in(folder, weights)
     nest = assemble.nest(recipe, registry, device="meta")
-    text = assemble.text_encoder(recipe, registry, device=device)
+    text = assemble.text_encoder(recipe, registry, device=device if encoder else "meta")
     check_names(folder, trained_parameters(nest, text), stored)
     if any(True for _ in nest.buffers()):  # these are made by constructors, on a real device only
         nest = assemble.nest(recipe, registry, device=device)
@@ -95,6 +97,8 @@ def load(
         mine = {name: stored[name] for name, _ in nest.named_parameters()}
         nest.load_state_dict(mine, assign=True)
         nest.to(device)
+    if not encoder:
+        return nest, None
     learns = {name: p for name, p in trained_parameters(nest, text).items() if name.startswith("text.")}
     copy_into(learns, stored)
     return nest, text

@@ -24,7 +24,7 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
     nest = assemble.nest(recipe, registry, device="meta")
     sides = assemble.resolutions(recipe)
     width = assemble.cond_dim(recipe)
-    tokens = getattr(recipe.text.settings, "max_tokens", 1) if recipe.text else 0
+    tokens = (getattr(recipe.text.settings, "max_tokens", None) or 1) if recipe.text else 0
     reached = micro_batch(recipe, registry)
     costs = level_costs(nest, sides, reached, tokens, width)
     rows = [["level", "network", "picture", "channels", "parameters", "GFLOP a picture", "training memory"]]

@@ -152,7 +152,7 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
     )
     parts = ranks.size * plan.accumulate
     here = tuple(count // parts for count in rows)
-    tokens = getattr(recipe.text.settings, "max_tokens", 1) if recipe.text else 0
+    tokens = (getattr(recipe.text.settings, "max_tokens", None) or 1) if recipe.text else 0
     model, activations = training_memory(
         assemble.nest(recipe, registry, device="meta"),
         assemble.resolutions(recipe),

@@ -100,6 +100,7 @@ def drawn(
                 assemble.drawing(recipe, registry),
                 resolutions=parts.resolutions,
                 captions=captions,
+                negative=recipe.sample.negative_prompt,
                 seed=seed,
                 batch=batch,
                 device=device,

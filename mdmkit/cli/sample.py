@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ from .options import Plugins, Sets, open_registry
 if TYPE_CHECKING:
     import torch
 
+    from mdmkit.recipe.schema import Recipe
+    from mdmkit.sampling.conditions import Conditions
 
 __all__ = ["command"]
 
@@ -24,6 +27,12 @@ def command(
     plugins: Plugins,
     model: Annotated[Path, typer.Argument(help="a run folder, or a model folder (a checkpoint is one)")],
     prompt: Annotated[list[str] | None, typer.Option(help="a caption; may be given often")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="the text that guidance leads away from; the recipe's where not given")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="draw for the text features of this safetensors file, no prompts")
+    ] = None,
     count: Annotated[int, typer.Option(help="pictures a prompt")] = 1,
     levels: Annotated[int | None, typer.Option(help="run only the inner levels, at their cost")] = None,
     steps: Annotated[int | None, typer.Option(help="denoising steps; the recipe's where not given")] = None,
@@ -73,27 +82,34 @@ def command(
         raise WrongInput(
             f"sample --intermediate: expected 0 to {most}, fewer than the steps, got {intermediate}"
         )
-    if prompt and recipe.text is None:
-        raise WrongInput("sample --prompt: the model reads no text (its recipe has no [text]); leave it out")
-    prompts = list(prompt or (recipe.sample.prompts if recipe.text else ()))
+    refuse_text(recipe, {"--prompt": prompt, "--negative-prompt": negative_prompt, "--features": features})
+    conditions = conditions_of(features, recipe) if features else None
+    if conditions is not None:
+        prompts = [f"row {row}" for row in range(conditions.pictures)]
+        conditions = conditions.rows([row for row in range(len(prompts)) for _ in range(count)], "cpu")
+    else:
+        prompts = list(prompt or (recipe.sample.prompts if recipe.text else ()))
     if not prompts and recipe.text is not None:
         raise WrongInput("sample: give at least one --prompt (the recipe has no sample.prompts)")
     captions = [caption for caption in prompts or [""] for _ in range(count)]
+    negative = recipe.sample.negative_prompt if negative_prompt is None else negative_prompt
     target = out or free_name(model, "drawn")
     refuse_full(target)
     device = pick_device(recipe.run.device)
     resolutions = assemble.resolutions(recipe, levels)
-    kept: dict[int, list[tuple[torch.Tensor, ...]]] = {}
+    kept: dict[int, dict[int, tuple[torch.Tensor, ...]]] = {}
     wanted = {round((i + 1) * recipe.sample.steps / (intermediate + 1)) for i in range(intermediate)}
 
-    def keep(first: int, step: int, at: Any, said: Any) -> None:
+    def keep(indices: Sequence[int], step: int, at: Any, said: Any) -> None:
         if step in wanted:
-            rows = [tuple(level[i].cpu() for level in said.x0) for i in range(len(said.x0[0]))]
-            kept.setdefault(step, []).extend(rows)
+            rows = {i: tuple(level[row].cpu() for level in said.x0) for row, i in enumerate(indices)}
+            kept.setdefault(step, {}).update(rows)
 
     with one_line_disk_errors(target), one_line_memory_errors("lower sample.batch, or draw fewer --levels"):
         target.mkdir(parents=True, exist_ok=True)  # before the work: it may be refused
-        nest, text = load(folder, recipe, registry, device=device, weights=weights)
+        nest, text = load(
+            folder, recipe, registry, device=device, weights=weights, encoder=conditions is None
+        )
         try:
             with autocast(recipe.run.precision, device):
                 pyramids = draw(
@@ -103,6 +119,8 @@ def command(
                     assemble.drawing(recipe, registry),
                     resolutions=resolutions,
                     captions=captions,
+                    negative=negative,
+                    conditions=conditions,
                     seed=recipe.sample.seed,
                     batch=recipe.sample.batch,
                     device=device,
@@ -119,8 +137,59 @@ def command(
             print(path)
             for step, rows in sorted(kept.items()):
                 way = target / f"grid-level-{r}-{height}x{width}-after-{step:04d}.png"
-                save_grid(way, [row[r] for row in rows], captions)
+                save_grid(way, [rows[i][r] for i in range(len(rows))], captions)
                 print(way)
         for i, pyramid in enumerate(pyramids):
             save_picture(target / f"picture-{recipe.sample.seed + i:05d}.png", pyramid[-1].cpu())
     print(f"{len(pyramids)} pictures in {target}", file=sys.stderr)
+
+
+def refuse_text(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Refuse options about text that nothing would read.
+
+    Raises:
+        WrongInput: there is one.
+    """
+    there = [name for name, value in given.items() if value not in (None, [])]
+    if there and recipe.text is None:
+        raise WrongInput(
+            f"sample {there[0]}: the model reads no text (its recipe has no [text]); leave it out"
+        )
+    if "--features" in there and len(there) > 1:
+        raise WrongInput(
+            f"sample {there[0]}: --features brings the text of every picture, the negative one too; "
+            "leave one of the two out"
+        )
+    if "--negative-prompt" in there and not recipe.sample.guidance:
+        raise WrongInput(
+            "sample --negative-prompt: nothing leads away from it, as the recipe has no sample.guidance; "
+            "add --set 'sample.guidance=[{use=\"cfg\", scale=5.0}]'"
+        )
+
+
+def conditions_of(file: Path, recipe: Recipe) -> Conditions:
+    """The stored features to draw for.
+
+    Raises:
+        WrongInput: there are none, or they do not fit the model.
+    """
+    from mdmkit import assemble
+    from mdmkit.sampling.conditions import read
+
+    try:
+        conditions = read(file)
+    except ValueError as error:
+        raise WrongInput(f"sample --features: {error}") from error
+    width = assemble.cond_dim(recipe)
+    assert conditions.cond is not None
+    if conditions.cond.shape[2] != width:
+        raise WrongInput(
+            f"sample --features: {file}: expected features of width {width}, which the model is built for, "
+            f"got {conditions.cond.shape[2]}"
+        )
+    if recipe.sample.guidance and conditions.uncond is None:
+        raise WrongInput(
+            f"sample --features: {file}: has no negative_features, which guidance leads away from; add them "
+            "(those of the empty prompt), or draw without: --set 'sample.guidance=[]'"
+        )
+    return conditions

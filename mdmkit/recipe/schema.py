@@ -107,6 +107,7 @@ class Sample:
     guidance: tuple[Use, ...] = slot("guidance", (), "applied in order")
     threshold: Use = slot("threshold", "clip", "keeps predicted pictures in range")
     prompts: tuple[str, ...] = opt((), "captions of the sample grid; from the data where empty")
+    negative_prompt: str = opt("", "the text that guidance leads away from")
     count: int = opt(16, "pictures in the grid where no prompts are given", ge=1)
     batch: int = opt(16, "pictures drawn at a time; changes no picture", ge=1)
     seed: int = opt(0, "picture i has seed + i", ge=0)
