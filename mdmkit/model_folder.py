@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
 
-__all__ = ["GROUPS", "find", "load", "weights_in", "write"]
+__all__ = ["GROUPS", "find", "load", "picked", "weights_in", "write"]
 
 GROUPS = ("ema", "model")  # averaged, as trained
 
@@ -56,12 +56,22 @@ def weights_in(folder: Path, weights: str | None = None) -> dict[str, Tensor]:
     """
     from mdmkit.train.state import load as load_checkpoint
 
+    name = picked(folder, weights)
+    return load_checkpoint(folder, only=(name,)).tensors[name]
+
+
+def picked(folder: Path, weights: str | None = None) -> str:
+    """Which weights of a folder are meant; "ema" or "model", as for `weights_in`.
+
+    Raises:
+        WrongInput: the folder does not have those.
+    """
     there = [name for name in GROUPS if (folder / f"{name}.safetensors").is_file()]
-    picked = weights or (there or ["model"])[0]
-    if picked not in there:
+    name = weights or (there or ["model"])[0]
+    if name not in there:
         has = f"; it has {', '.join(f'{name}.safetensors' for name in there)}" if there else ""
-        raise WrongInput(f"{folder} has no {picked}.safetensors{has}")
-    return load_checkpoint(folder, only=(picked,)).tensors[picked]
+        raise WrongInput(f"{folder} has no {name}.safetensors{has}")
+    return name
 
 
 def load(

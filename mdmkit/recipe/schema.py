@@ -19,6 +19,9 @@ class Run:
     device: str = opt("auto", "auto: CUDA where there is one, else the CPU; or cpu, cuda, cuda:1")
     precision: str = opt("fp32", "bf16: autocast where the device has it", choices=("fp32", "bf16"))
     compile: bool = opt(False, "torch.compile each block")
+    start: str | None = opt(
+        None, "a model or run folder whose levels the run starts from; new ones grow on top"
+    )
     threads: int | None = opt(None, "CPU threads of torch; as torch chooses where not given", ge=1)
 
 
