@@ -230,7 +230,7 @@ def work(
     from mdmkit.train.logs import JSONLines, cut_back
     from mdmkit.train.loop import train
 
-    from .run_pictures import grids, measure
+    from .run_pictures import captions_of, grids, measure, reads_prompts, said, save_metrics
 
     plan = assemble.plan(recipe)
     info = RunInfo(folder=folder, recipe=recipe, seed=recipe.run.seed)
@@ -288,7 +288,11 @@ def work(
 
             with ema.swap():
                 grids(recipe, registry, parts, folder, plan.steps, told, device)
-                measure(recipe, registry, parts, folder, device)
+                if recipe.evaluate.metrics and reads_prompts(parts.text):
+                    captions = captions_of(parts.dataset, recipe.evaluate.count)
+                    results = measure(recipe, registry, parts.nest, parts.text, captions, device)
+                    save_metrics(folder / "metrics.json", results)
+                    print(said(results), file=sys.stderr)
             told.event(plan.steps, "finished", {})
             write_report(folder)
             print(folder / "report.html")

@@ -11,7 +11,8 @@ import typer
 
 from mdmkit.errors import WrongInput
 
-from .options import Plugins, Sets, open_registry
+from .open_model import Model, Weights, check_weights, open_model
+from .options import Plugins, Sets
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ __all__ = ["command"]
 def command(
     sets: Sets,
     plugins: Plugins,
-    model: Annotated[Path, typer.Argument(help="a run folder, or a model folder (a checkpoint is one)")],
+    model: Model,
     prompt: Annotated[list[str] | None, typer.Option(help="a caption; may be given often")] = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="the text that guidance leads away from; the recipe's where not given")
@@ -44,36 +45,28 @@ def command(
     ] = None,
     intermediate: Annotated[int, typer.Option(help="also keep so many predictions on the way")] = 0,
     noise_device: Annotated[str | None, typer.Option(help="cpu: the same picture on every device")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="ema (averaged) or model (as trained); averaged where there are both")
-    ] = None,
+    weights: Weights = None,
 ) -> None:
     """Draw pictures for captions at every level: a labelled grid a level, and each picture as a PNG."""
     from mdmkit import assemble
     from mdmkit.evaluate.grid import save_grid, save_picture
-    from mdmkit.model_folder import GROUPS, find, load
-    from mdmkit.recipe import load as load_recipe
+    from mdmkit.model_folder import load
     from mdmkit.sampling.draw import draw
-    from mdmkit.train.folder import RESOLVED, free_name, one_line_disk_errors, refuse_full
+    from mdmkit.train.folder import free_name, one_line_disk_errors, refuse_full
     from mdmkit.train.memory import one_line_memory_errors
     from mdmkit.train.parallel import autocast, pick_device
-
-    from .run_resume import run_facts
 
     for name, value in (("--count", count), ("--steps", steps), ("--levels", levels)):
         if value is not None and value < 1:
             raise WrongInput(f"sample {name}: expected a number of at least 1, got {value}")
-    if weights not in (None, *GROUPS):
-        raise WrongInput(f"sample --weights: expected {' or '.join(GROUPS)}, got '{weights}'")
+    check_weights("sample", weights)
     if noise_device not in (None, "cpu"):
         raise WrongInput(
             f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'"
         )
-    folder = find(model)
     given = {"sample.steps": steps, "sample.seed": seed}
     overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
-    registry = open_registry(list(dict.fromkeys([*run_facts(folder).get("plugins_by_module", []), *plugins])))
-    recipe = load_recipe(folder / RESOLVED, overrides, registry, allow_pipe=True)  # no data is read
+    folder, recipe, registry = open_model(model, overrides, plugins, allow_pipe=True)  # no data is read
     if levels is not None and levels > len(recipe.model.levels):
         most = len(recipe.model.levels)
         raise WrongInput(f"sample --levels: expected 1 to {most}, got {levels}: the model has no more")
