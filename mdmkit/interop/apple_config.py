@@ -67,8 +67,8 @@ SCHEDULES = {"DEEPFLOYD": "cosine", "DDPM": "ddpm", "COSINE": "cosine_logsnr"}
 SPACES = {"V_PREDICTION": "v", "DDPM": "eps", "DDIM": "eps"}
 THRESHOLDS = {"NONE": "none", "CLIP": "clip", "DYNAMIC": "dynamic", "DYNAMIC_IF": "dynamic_if"}
 
-# moments, averaging and caption dropout of the same group's later paper (arXiv 2405.21048), the sampler of their
-# demonstration, as in the shipped recipes
+# moments, averaging and caption dropout of the same group's later paper (arXiv 2405.21048), the sampler of
+# their demonstration, as in the shipped recipes
 LEFT_OPEN = (
     "not in a released config, and as in the shipped cc12m recipes: data.urls, betas, ema, caption_dropout, "
     "the sampling rule and guidance"
