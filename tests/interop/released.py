@@ -133,7 +133,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def write_yaml(path: Path, table: dict[str, Any], twice: str = "") -> Path:
-    """The table as YAML; `twice` is text that stands in front of it and may hold keys that stand again below."""
+    """The table as YAML; `twice` is text in front of it, which may hold keys that stand again below."""
     path.write_text(twice + yaml.safe_dump(table, sort_keys=False), encoding="utf-8")
     return path
 

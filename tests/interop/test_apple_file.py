@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._utils import _rebuild_tensor_v2
 
 from mdmkit.errors import WrongInput
 from mdmkit.interop.apple_file import read
@@ -72,7 +73,8 @@ def test_the_recorded_files_give_the_recorded_outputs(name: str, golden_folder: 
             io["cond_mask"].bool(),
             {key.removeprefix("micros."): value for key, value in io.items() if key.startswith("micros.")},
         )
-    assert ((out - io["out.0"]).abs().max() / io["out.0"].std()).item() <= 5e-5
+    recorded = io[f"out_{name.partition('_')[0]}.0"]
+    assert ((out - recorded).abs().max() / recorded.std()).item() <= 5e-5
 
 
 @pytest.mark.golden
@@ -89,10 +91,9 @@ def test_the_recorded_tensors_are_those_that_torch_loads(golden_folder: Path):
     shape=st.lists(st.integers(0, 4), max_size=4),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64]),
     seed=st.integers(0, 99),
-    protocol=st.sampled_from([2, 3, 4]),
 )
 def test_tensors_are_those_that_torch_loads(
-    shape: list[int], dtype: torch.dtype, seed: int, protocol: int, tmp_path_factory: pytest.TempPathFactory
+    shape: list[int], dtype: torch.dtype, seed: int, tmp_path_factory: pytest.TempPathFactory
 ):
     path = tmp_path_factory.mktemp("drawn") / "a.pth"
     base = torch.randn(5, 6, 7, 8, generator=torch.Generator().manual_seed(seed)).mul(9).to(dtype)
@@ -103,12 +104,12 @@ def test_tensors_are_those_that_torch_loads(
         "same": base,
         "one": base[0, 0, 0, 0],
     }
-    torch.save({"state_dict": state}, path, pickle_protocol=protocol)
+    torch.save({"state_dict": state}, path)
     ours, theirs = read(path).tensors, torch.load(path, weights_only=True)["state_dict"]
     for name, value in theirs.items():
         assert ours[name].dtype == dtype
         assert torch.equal(ours[name], value)
-        assert ours[name].stride() == value.stride()
+        assert not value.numel() or ours[name].stride() == value.stride()
 
 
 def test_tensors_are_the_mapped_file(tmp_path: Path):
@@ -150,7 +151,8 @@ def released_modules(prefix: str) -> dict[str, types.ModuleType]:
         ("samplers", (ScheduleType, ThresholdType, SamplerConfig)),
         ("models.nested_unet", (Nested2UNetConfig,)),
     ):
-        for name in (f"{prefix}{short}".rsplit(".", n)[0] for n in range(short.count(".") + prefix.count("."), -1, -1)):
+        parts = f"{prefix}{short}".split(".")
+        for name in (".".join(parts[: n + 1]) for n in range(len(parts))):
             found.setdefault(name, types.ModuleType(name))
         for made in classes:
             made.__module__, made.__qualname__ = f"{prefix}{short}", made.__name__
@@ -188,8 +190,8 @@ def test_objects_become_tables_of_their_fields(prefix: str, tmp_path: Path, monk
 # damage and tricks
 
 
-def rewritten(path: Path, change: Callable[[dict[str, bytes]], None], **options: Any) -> Path:
-    """The file with its records changed, as a zip of its own (with torch's alignment lost where that matters)."""
+def rewritten(path: Path, change: Callable[[dict[str, bytes]], object], **options: Any) -> Path:
+    """The file with its records changed, each aligned as torch aligns it."""
     with zipfile.ZipFile(path) as archive:
         records = {info.filename: archive.read(info) for info in archive.infolist()}
     change(records)
@@ -248,20 +250,26 @@ def test_records_are_checked(good: Path):
     name = "good/data/0"
     kept = good.read_bytes()
 
-    def after(change: Callable[[dict[str, bytes]], None], **options: Any) -> str:
+    def after(change: Callable[[dict[str, bytes]], object], **options: Any) -> str:
         good.write_bytes(kept)
         return refusal(rewritten(good, change, **options))
 
-    def put(**records: bytes) -> Callable[[dict[str, bytes]], None]:
-        return lambda found: found.update({f"good/{key.replace('_', '/')}": value for key, value in records.items()})
+    def put(**records: bytes) -> Callable[[dict[str, bytes]], object]:
+        return lambda found: found.update(
+            {f"good/{key.replace('_', '/')}": value for key, value in records.items()}
+        )
 
     assert after(put(data_0=b"1234")) == (
         "the record data/0 has 4 bytes, but 6 torch.float32 numbers are declared"
     )
     assert after(lambda found: found.pop(name)) == "the record data/0 is missing"
     assert after(put(byteorder=b"big")).startswith("its numbers are not little-endian")
-    assert after(lambda found: found.update({"x/data.pkl": b""})).startswith("expected a torch checkpoint, a zip")
-    assert after(lambda found: None, compression=zipfile.ZIP_DEFLATED).startswith("the record byteorder is comp")
+    assert after(lambda found: found.update({"x/data.pkl": b""})).startswith(
+        "expected a torch checkpoint, a zip"
+    )
+    assert after(lambda found: None, compression=zipfile.ZIP_DEFLATED).startswith(
+        "the record byteorder is comp"
+    )
     assert after(lambda found: found.update({"good/data.pkl": bytes(5 << 20)})) == (
         "the record data.pkl has 5,242,880 bytes, more than the 4,194,304 that are read"
     )
@@ -280,7 +288,7 @@ def with_numbers(numel: int, offset: int, size: tuple[int, ...], stride: tuple[i
 
     class Rebuilt:
         def __reduce__(self) -> tuple[Any, ...]:
-            return torch._utils._rebuild_tensor_v2, (Storage(), offset, size, stride, False, OrderedDict())
+            return _rebuild_tensor_v2, (Storage(), offset, size, stride, False, OrderedDict())
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj: Any) -> Any:
@@ -314,7 +322,7 @@ IMPOSSIBLE = "a tensor over the record data/0 has an impossible shape"
         (6, 0, (2, 3), (1,), IMPOSSIBLE),
         (6, 0, (2**60,), (1,), IMPOSSIBLE),
         (7, 0, (7,), (1,), "the record data/0 has 24 bytes, but 7 torch.float32 numbers are declared"),
-        (2**47, 0, (7,), (1,), "the record data/0 has 24 bytes, but 140,737,488,355,328 torch.float32 numbers"),
+        (2**47, 0, (7,), (1,), "the record data/0 has 24 bytes, but 140,737,488,355,328 torch.float32"),
     ],
 )
 def test_a_tensor_stays_inside_its_record(

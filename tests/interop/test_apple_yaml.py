@@ -16,7 +16,8 @@ from . import released
 
 def test_hidden_blocks_are_told(tmp_path: Path):
     table = released.config("64x64")
-    hidden = "diffusion_config:\n  sampler_config:\n    loss_target_type: HA_STYLE\n    predict_variances: false\n"
+    hidden = "diffusion_config:\n  sampler_config:\n"
+    hidden += "    loss_target_type: HA_STYLE\n    predict_variances: false\n"
     found = read_yaml(released.write_yaml(tmp_path / "c.yaml", table, twice=hidden + "lr: 7\n"))
     assert found.values == table
     lines = (tmp_path / "c.yaml").read_text().splitlines()
