@@ -196,6 +196,7 @@ def test_names_with_line_ends_and_escapes_stay_on_one_line():
         (b"\x80\x05\x96\x01\x00\x00\x00\x00\x00\x00\x00a.", "the opcode BYTEARRAY8"),
         (b"\x80\x02ctorch\nFloatStorage\n)R.", "it names torch.FloatStorage"),
         (b"\x80\x02ccollections\nOrderedDict\n)R)R.", "the pickle calls dict, which is not a name"),
+        (b"\x80\x02ccollections\nOrderedDict\n]\x85R.", "an OrderedDict with arguments"),
         (b"\x80\x02}}b.", None),
         (b"\x80\x02]}b.", "gives list a state of dict"),
         (b"\x80\x02cargparse\nNamespace\n}b.", "gives argparse.Namespace a state of dict"),
