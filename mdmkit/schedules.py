@@ -24,7 +24,7 @@ from torch import Tensor
 from mdmkit.pyramid import normalize_resolution
 
 __all__ = ["DDPM", "LOGSNR_LIMIT", "Cosine", "CosineLogSNR", "LinearFlow", "NoiseSchedule", "Shifted"]
-__all__ += ["Sigmoid", "VariancePreserving", "clean_at_zero", "level_shift", "shift_levels"]
+__all__ += ["Sigmoid", "VariancePreserving", "clean_at_zero", "level_shift", "shift_levels", "time_at"]
 
 LOGSNR_LIMIT = 20.0
 
@@ -229,6 +229,18 @@ def shift_levels(
         for size in resolutions
     ]
     return tuple(Shifted(schedule, shift) for shift in shifts)
+
+
+def time_at(schedule: NoiseSchedule, logsnr: float) -> float:
+    """The t in [0, 1] at which a schedule has this logsnr, to float64; the nearer end where it has none."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if schedule.logsnr(torch.tensor(middle, dtype=torch.float64)) > logsnr:
+            low = middle
+        else:
+            high = middle
+    return 0.0 if low == 0 else high
 
 
 def squared_cosine_logsnr(t: Tensor) -> Tensor:

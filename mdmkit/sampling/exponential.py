@@ -1,8 +1,8 @@
 """Exponential integrators in half logsnr: what DPM-Solver++ and UniPC share.
 
 With lambda = logsnr / 2 and h = lambda(next) - lambda(now), the probability flow and its noisy relatives are
-linear in z but for the predicted picture D (x0), so that a step is exact up to a polynomial through the D that
-are known: `z_next = (sigma_next / sigma) e^{-eta h} z + alpha_next sum_j w_j D_j`. *DPM-Solver++*, arXiv
+linear in z but for the predicted picture D (x0), so that a step is exact for the polynomial through the D
+that are known: `z_next = (sigma_next / sigma) e^{-eta h} z + alpha_next sum_j w_j D_j`. *DPM-Solver++*, arXiv
 2211.01095, eq. 9 and, with noise, appendix A.
 """
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from mdmkit.diffusion import NoiseLevel
+from mdmkit.diffusion import NoiseLevel, mixed
 from mdmkit.pyramid import Pyramid
 
 from .denoise import Denoise
@@ -63,9 +63,9 @@ def dpmpp_3m_sde(
 ) -> Pyramid:
     """DPM-Solver++(3M) with fresh noise: third order in the drift.
 
-    The polynomial through the last three predictions, integrated exactly, as *DPM-Solver++*, arXiv 2211.01095,
-    section 4, has it for any order. *k-diffusion*'s sampler of this name and diffusers' third order take half
-    of its quadratic term, and are of second order; this is not what they compute. Raises ValueError where
+    The polynomial through the last three predictions, integrated exactly: *DPM-Solver++*, arXiv 2211.01095,
+    section 4, for any order. *k-diffusion*'s sampler of this name and diffusers' third order take half of
+    its quadratic term and are of second order, so that this is not what they compute. Raises ValueError where
     eta is outside [0, 1].
     """
     check_eta(eta)
@@ -101,7 +101,7 @@ def lms(
             weights = adams_weights([sigma_edm(at, level) for at, _ in seen], sigma_edm(after, level))
             # the weights' sum is the step; written as DDIM and what the older slopes differ by, as sigma_edm
             # itself is huge at the start
-            there = after.alpha[level] * x0[level] + after.sigma[level] * eps[level]
+            there = mixed(x0[level], eps[level], after.alpha[level], after.sigma[level])
             for weight, (_, older) in zip(weights[1:], list(seen)[1:], strict=True):
                 there = there + after.alpha[level] * weight * (older[level] - eps[level])
             moved.append(there)
@@ -151,10 +151,8 @@ def predicted(seen: Sequence[tuple[NoiseLevel, Pyramid]], after: NoiseLevel, lev
         return [(1.0, seen[0][1][level])]
     nodes = [half_step(now, at, level) / h for at, _ in seen]
     m0 = -math.expm1(-h)
-    if len(seen) == 2:
-        weights = [m0 * (1 - 0.5 / nodes[1]), 0.5 * m0 / nodes[1]]
-    else:
-        weights = exact_weights(nodes, h)
+    half = [m0 * (1 - 0.5 / nodes[1]), 0.5 * m0 / nodes[1]] if len(seen) == 2 else None
+    weights = half or exact_weights(nodes, h)
     return [(weight, x0[level]) for weight, (_, x0) in zip(weights, seen, strict=True)]
 
 

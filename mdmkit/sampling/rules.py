@@ -36,7 +36,8 @@ class Rule(Protocol):
 
     `denoise(z, at)` gives x0 and eps. `noise(step, level)` gives fresh standard normal noise like `z[level]`
     for the step from `path[step]` to `path[step + 1]`; equal arguments give equal noise, and steps are
-    independent. Levels do not mix here: what ties them is the denoiser. `path` may know more levels than `z` has; the innermost count.
+    independent. Levels do not mix here: what ties them is the denoiser. `path` may know more levels than `z`
+    has; the innermost count.
     """
 
     def __call__(self, denoise: Denoise, z: Pyramid, path: Sequence[NoiseLevel], noise: Noise) -> Pyramid: ...
@@ -97,7 +98,8 @@ def euler_ancestral(
     """Euler to below the next sigma_edm, and fresh noise up to it, which is DDIM at the same eta.
 
     With d = logsnr(now) - logsnr(next), `sigma_up^2 = eta^2 sigma_next^2 (1 - e^d)`. *k-diffusion*'s sampler
-    of this name; its `sigma_down` is what DDIM keeps along eps. Raises ValueError where eta is outside [0, 1].
+    of this name; its `sigma_down` is what DDIM keeps along eps. Raises ValueError where eta is outside
+    [0, 1].
     """
     return ddim(denoise, z, path, noise, eta=eta)
 
@@ -105,9 +107,9 @@ def euler_ancestral(
 def lcm(denoise: Denoise, z: Pyramid, path: Sequence[NoiseLevel], noise: Noise) -> Pyramid:
     """Multistep consistency sampling: take the prediction for the picture, noise it anew, again and again.
 
-    For denoisers distilled to jump to the data, in 1 to 8 steps; others come out blurred. *Consistency Models*,
-    arXiv 2303.01469, algorithm 1; *Latent Consistency Models*, arXiv 2310.04378. The boundary scalings of
-    either belong to the denoiser.
+    For denoisers distilled to jump to the data, in 1 to 8 steps; others come out blurred. *Consistency
+    Models*, arXiv 2303.01469, algorithm 1; *Latent Consistency Models*, arXiv 2310.04378. The boundary
+    scalings of either belong to the denoiser.
     """
     for step, (now, after) in enumerate(pairwise(path)):
         x0 = denoise(z, now).x0

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from mdmkit.diffusion import NoiseLevel
+from mdmkit.diffusion import NoiseLevel, mixed
 from mdmkit.pyramid import Pyramid
 
 from .denoise import Denoise
@@ -29,12 +29,12 @@ def heun(
         raise ValueError(f"expected sigma_max > 0, got {sigma_max}")
     for now, after in pairwise(path):
         x0, eps = denoise(z, now)
-        ahead = tuple(after.alpha[r] * x0[r] + after.sigma[r] * eps[r] for r in range(len(z)))
+        ahead = tuple(mixed(x0[r], eps[r], after.alpha[r], after.sigma[r]) for r in range(len(z)))
         moved = list(ahead)
-        corrected = [r for r in range(len(z)) if after.sigma[r] > 0 and now.sigma[r] <= sigma_max * now.alpha[r]]
-        if corrected:
+        bounded = [r for r in range(len(z)) if now.sigma[r] <= sigma_max * now.alpha[r]]
+        if bounded and after.sigma[0] > 0:
             eps_ahead = denoise(ahead, after).eps
-            for r in corrected:
+            for r in bounded:
                 across = after.sigma[r] - after.alpha[r] * now.sigma[r] / now.alpha[r]
                 moved[r] = ahead[r] + across / 2 * (eps_ahead[r] - eps[r])
         z = tuple(moved)
@@ -44,12 +44,12 @@ def heun(
 def flow_heun(denoise: Denoise, z: Pyramid, path: Sequence[NoiseLevel], noise: Noise) -> Pyramid:
     """Heun's second order along the flow `dz = x0 d(alpha) + eps d(sigma)`, deterministic.
 
-    For `linear_flow` this is Heun's method on the velocity eps - x0 in t; it holds for every schedule, and its
-    coordinates are bounded, so that it starts at any noise. The last step is Euler's.
+    For `linear_flow` this is Heun's method on the velocity eps - x0 in t; it holds for every schedule, and
+    its coordinates are bounded, so that it starts at any noise. The last step is Euler's.
     """
     for now, after in pairwise(path):
         x0, eps = denoise(z, now)
-        ahead = tuple(after.alpha[r] * x0[r] + after.sigma[r] * eps[r] for r in range(len(z)))
+        ahead = tuple(mixed(x0[r], eps[r], after.alpha[r], after.sigma[r]) for r in range(len(z)))
         if after.sigma[0] > 0:
             x0_ahead, eps_ahead = denoise(ahead, after)
             ahead = tuple(
@@ -68,9 +68,9 @@ def dpmpp_2s_ancestral(
     """DPM-Solver++(2S) to below the next noise level, and fresh noise up to it: second order in the drift.
 
     *DPM-Solver++*, arXiv 2211.01095, algorithm 1, with the ancestral step of *k-diffusion*'s sampler of this
-    name: the deterministic part goes to sigma_edm `sigma_down`, and its second evaluation is at the next point
-    of the path, which for eta = 1 is the middle (r = 1/2). At eta = 0 it is the two-stage method with r = 1.
-    The last step is of first order. Raises ValueError where eta is outside [0, 1].
+    name: the deterministic part goes to sigma_edm `sigma_down`, and its second evaluation is at the next
+    point of the path, which for eta = 1 is the middle (r = 1/2). At eta = 0 it is the two-stage method with
+    r = 1. The last step is of first order. Raises ValueError where eta is outside [0, 1].
     """
     check_eta(eta)
     for step, (now, after) in enumerate(pairwise(path)):
