@@ -231,16 +231,15 @@ def shift_levels(
     return tuple(Shifted(schedule, shift) for shift in shifts)
 
 
-def time_at(schedule: NoiseSchedule, logsnr: float) -> float:
-    """The t in [0, 1] at which a schedule has this logsnr, to float64; the nearer end where it has none."""
-    low, high = 0.0, 1.0
+def time_at(schedule: NoiseSchedule, logsnr: Tensor) -> Tensor:
+    """The t in [0, 1] at which a schedule has these logsnr, to float64; the nearer end where it has not."""
+    low = torch.zeros_like(logsnr, dtype=torch.float64)
+    high = torch.ones_like(low)
     for _ in range(60):
         middle = (low + high) / 2
-        if schedule.logsnr(torch.tensor(middle, dtype=torch.float64)) > logsnr:
-            low = middle
-        else:
-            high = middle
-    return 0.0 if low == 0 else high
+        cleaner = schedule.logsnr(middle) > logsnr
+        low, high = torch.where(cleaner, middle, low), torch.where(cleaner, high, middle)
+    return torch.where(low == 0, 0.0, high)
 
 
 def squared_cosine_logsnr(t: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def times_of(logsnr: list[float], diffusion: Diffusion) -> list[float]:
     the schedule does not reach so clean.
     """
     schedule = diffusion.schedules[0]
-    times = [time_at(schedule, value) for value in logsnr]
+    times = time_at(schedule, torch.tensor(logsnr, dtype=torch.float64)).tolist()
     if not all(now > after for now, after in pairwise([*times, 0.0])):
         ends = diffusion.at(1.0).logsnr[0], float(diffusion.logsnr(torch.tensor(0.0), 0))
         raise ValueError(

@@ -16,11 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdmkit.diffusion import NoiseLevel
-from mdmkit.sampling import Denoised, rules
+from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.sampling import Denoised, karras, leading, rules, trailing
 from mdmkit.sampling.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, lms, unipc
 from mdmkit.sampling.rules import Rule
 from mdmkit.sampling.singlestep import flow_heun, heun
+from mdmkit.sampling.spacing import Spacing
+from mdmkit.schedules import DDPM
 from mdmkit.targets import to_eps
 from mdmkit.torchvision_ops import declare
 
@@ -169,7 +171,7 @@ def test_solvers(case: str, betas: str) -> None:
     name, settings, rule = SOLVERS[case]
     scheduler = made(name, beta_schedule=betas, final_sigmas_type="zero", **settings, **SETTINGS)
     levels = edm_levels(scheduler)
-    given = {"variance_noise": None} if "sde" in case else {}
+    given: dict[str, Any] = {"variance_noise": None} if "sde" in case else {}
     agree(ours(rule, levels), theirs(scheduler, levels, **given))
 
 
@@ -242,3 +244,24 @@ def test_flow_heun(shift: float) -> None:
     levels = [(1 - sigma, sigma) for sigma in sigmas]
     calls = theirs(scheduler, levels, output="flow", level_of=lambda call: (call + 1) // 2)
     agree(ours(flow_heun, levels), calls)
+
+
+LINEAR = Diffusion((DDPM(),))
+
+
+@pytest.mark.parametrize(("name", "spacing"), [("leading", leading), ("trailing", trailing)])
+@pytest.mark.parametrize("steps", [1, 7, 10, 50])
+def test_spacings_of_a_table(name: str, spacing: Spacing, steps: int) -> None:
+    scheduler = diffusers.DDIMScheduler(timestep_spacing=name)
+    scheduler.set_timesteps(steps)
+    # their networks are fed index - 1 of our table
+    assert spacing(steps, LINEAR)[:-1] == [(int(t) + 1) / 1000 for t in scheduler.timesteps]
+
+
+def test_karras_spacing() -> None:
+    scheduler = diffusers.EulerDiscreteScheduler(use_karras_sigmas=True, **SETTINGS)
+    scheduler.set_timesteps(STEPS)
+    sigmas = scheduler.sigmas.tolist()
+    times = karras(STEPS, LINEAR, sigma_min=sigmas[-2], sigma_max=sigmas[0])
+    mine = [math.exp(-LINEAR.at(t).logsnr[0] / 2) for t in times[:-1]]
+    assert mine == pytest.approx(sigmas[:-1], rel=1e-5)
