@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mdmkit.diffusion import NoiseLevel
-from mdmkit.targets import to_eps
+from mdmkit.targets import divide
 
 from .denoise import Denoise, Denoised
 
@@ -64,15 +64,19 @@ def quantile_rows(values: Tensor, quantile: float) -> Tensor:
 
 
 def thresholded(denoise: Denoise, threshold: Threshold) -> Denoise:
-    """A denoiser whose x0 is thresholded and whose eps is the one that leads from that x0 to `z`."""
+    """A denoiser whose x0 is thresholded, and whose eps is moved along, so that both still lead to `z`.
+
+    An eps that belongs to another x0 (CFG++ renoises with the unconditional one) is moved by as much.
+    """
     if threshold is none:
         return denoise
 
     def denoise_in_range(z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
-        x0 = tuple(threshold(level) for level in denoise(z, at).x0)
+        said = denoise(z, at)
+        x0 = tuple(threshold(level) for level in said.x0)
         eps = tuple(
-            to_eps(level, noisy, at.alpha[r], at.sigma[r], "x0")
-            for r, (level, noisy) in enumerate(zip(x0, z, strict=True))
+            eps + divide(at.alpha[r] * (before - after), at.sigma[r])
+            for r, (before, after, eps) in enumerate(zip(said.x0, x0, said.eps, strict=True))
         )
         return Denoised(x0, eps)
 
