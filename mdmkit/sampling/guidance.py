@@ -84,7 +84,7 @@ class Guided(Wrapped):
 class Within(Wrapped):
     """A denoiser that is what it is while level 0's logsnr lies inside an interval, and plain outside."""
 
-    def __init__(self, denoise: PairedDenoise, logsnr: tuple[float, float]) -> None:
+    def __init__(self, denoise: PairedDenoise, logsnr: Sequence[float]) -> None:
         super().__init__(denoise)
         self.logsnr = logsnr
 
@@ -285,7 +285,7 @@ class Interval:
     Raises ValueError where the interval is empty.
     """
 
-    logsnr: tuple[float, float] = attrs.field(default=(-3.0, 5.0), converter=tuple)
+    logsnr: tuple[float, ...] = attrs.field(default=(-3.0, 5.0), converter=tuple)
 
     def __attrs_post_init__(self) -> None:
         if len(self.logsnr) != 2 or not self.logsnr[0] < self.logsnr[1]:
