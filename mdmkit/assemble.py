@@ -27,6 +27,7 @@ __all__ = [
     "dataset",
     "diffusion",
     "drawing",
+    "frames",
     "growth",
     "guidance",
     "loggers",
@@ -51,6 +52,12 @@ __all__ = [
 def resolutions(recipe: Recipe, levels: int | None = None) -> tuple[tuple[int, int], ...]:
     """The (height, width) of each level, low to high; of the first `levels` where given."""
     return tuple(side(level.resolution) for level in recipe.model.levels[:levels])
+
+
+def frames(recipe: Recipe) -> tuple[int, ...] | None:
+    """How many frames stand in a picture of each level, low to high; None: they are just pictures."""
+    counts = tuple(getattr(level.network.settings, "frames", 1) for level in recipe.model.levels)
+    return counts if max(counts, default=1) > 1 else None
 
 
 def cond_dim(recipe: Recipe) -> int | None:
@@ -268,6 +275,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         growth=growth(recipe, registry),
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
+        frames=frames(recipe),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import reduce
-from math import gcd, prod
+from math import gcd, isqrt, lcm, prod
 
 import attrs
 
@@ -15,6 +15,8 @@ from mdmkit.recipe.options import Use, opt, slot
 __all__ = ["COMPONENTS", "SDPA", "ResNet", "UNetCore", "UNetShell"]
 
 Found = Iterator[tuple[str, str]]
+# of the attention over time
+HEAD_DIM = 32
 
 
 def unet_problems(unet: UNetCore | UNetShell) -> Found:
@@ -34,7 +36,7 @@ def unet_problems(unet: UNetCore | UNetShell) -> Found:
                 f"expected one entry between each two stages, {stages - 1}, got {len(unet.strides)}",
             )
         for i, stride in enumerate(unet.strides):
-            if isinstance(stride, tuple) and len(stride) != 2:
+            if isinstance(stride, tuple) and len(stride) != 2 and not (in_grid(unet) and len(stride) == 3):
                 yield f"strides[{i}]", f"expected one number or [height, width], got {list(stride)}"
     together = reduce(gcd, unet.channels)
     for i, width in enumerate(unet.channels):
@@ -66,11 +68,81 @@ def attended_channels(unet: UNetCore | UNetShell) -> dict[int, int]:
     return {i: width for i, (width, count) in enumerate(counted) if count or i == middle}
 
 
-def ratio(unet: UNetCore | UNetShell) -> tuple[int, int]:
-    """The product of the strides, (height, width)."""
+def in_grid(unet: UNetCore | UNetShell) -> bool:
+    """Whether the pictures of a level are grids of frames."""
+    return getattr(unet, "layout", None) == "grid"
+
+
+def triples(unet: UNetCore | UNetShell) -> list[tuple[int, int, int]]:
+    """The strides as (frames, height, width)."""
     strides = unet.strides if unet.strides is not None else (2,) * (len(unet.channels) - 1)
-    pairs = [(s, s) if isinstance(s, int) else (s[0], s[-1]) for s in strides]
-    return prod(h for h, _ in pairs), prod(w for _, w in pairs)
+    pairs = [(s, s) if isinstance(s, int) else s for s in strides]
+    return [(s[0] if len(s) == 3 else 1, s[-2], s[-1]) for s in pairs]
+
+
+def ratio(unet: UNetCore | UNetShell) -> tuple[int, int]:
+    """How many times higher and wider a level's pictures are than those inside."""
+    strides = triples(unet)
+    side = isqrt(prod(f for f, _, _ in strides))  # of a grid: frames go in rows and columns
+    return side * prod(h for _, h, _ in strides), side * prod(w for _, _, w in strides)
+
+
+def multiple(unet: UNetCore | UNetShell) -> tuple[int, int]:
+    """What divides the height and width of a level's pictures."""
+    if not isinstance(unet, UNetShell) or not in_grid(unet):
+        return ratio(unet)
+    # attention over time halves the frames of its stage, whose sides are even then
+    strides, halved = triples(unet), [i for i, count in enumerate(temporal_layers(unet)) if count]
+    factors = [[s[axis] for s in strides] for axis in (1, 2)]
+    h, w = (lcm(prod(sides), *(2 * prod(sides[:i]) for i in halved)) for sides in factors)
+    return isqrt(unet.frames) * h, isqrt(unet.frames) * w
+
+
+def toml(value: object) -> str:
+    """A number, truth value or list of numbers as a recipe has it."""
+    return str(list(value)) if isinstance(value, tuple) else str(value).lower()
+
+
+def temporal_layers(unet: UNetShell) -> tuple[int, ...]:
+    """Temporal attention layers, one entry a stage."""
+    layers = unet.temporal_attention
+    return layers if isinstance(layers, tuple) else (layers,) * len(unet.channels)
+
+
+def grid_problems(unet: UNetShell) -> Found:
+    """What does not fit in the settings of a level whose pictures are grids of frames."""
+    if not in_grid(unet):
+        for name, off in (("frames", 1), ("temporal_attention", 0), ("rotary", False)):
+            value = getattr(unet, name)
+            if value != off:
+                yield name, f'expected {toml(off)} without layout = "grid", got {toml(value)}'
+        return
+    strides = triples(unet)
+    for i, (f, h, w) in enumerate(strides):
+        if f > 1 and (h, w) != (1, 1):
+            yield (
+                f"strides[{i}]",
+                f"expected a stride in time or in space, got {[f, h, w]}; "
+                "say [frames, 1, 1] or [1, height, width]",
+            )
+    inside, rest = divmod(unet.frames, prod(f for f, _, _ in strides))
+    if rest or unet.frames < 2:
+        yield "frames", f"expected frames that the strides divide, at least 2, got {unet.frames}"
+    for count in (unet.frames, inside):
+        if isqrt(count) ** 2 != count or count < 1:
+            yield "frames", f"a grid of frames is a square: expected 1, 4, 9, 16 ..., got {count}"
+            break
+    if any(unet.attention) if isinstance(unet.attention, tuple) else unet.attention:
+        yield "attention", 'layout = "grid" has attention over time only; say attention = 0'
+    if len(temporal_layers(unet)) != len(unet.channels):
+        yield (
+            "temporal_attention",
+            f"expected one entry a stage, {len(unet.channels)}, got {len(temporal_layers(unet))}",
+        )
+    for i, (width, count) in enumerate(zip(unet.channels, temporal_layers(unet), strict=False)):
+        problem = divides_problem("head_dim", HEAD_DIM, "channels", width) if count else None
+        if problem:
+            yield f"channels[{i}]", problem
 
 
 def text_of(resolution: tuple[int, int]) -> str:
@@ -83,12 +155,10 @@ def level_problems(
     unet: UNetCore | UNetShell, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int
 ) -> Found:
     """What does not fit between a core or shell, its resolution and the level inside, as (path, message)."""
-    factors = ratio(unet)
-    if any(side % factor for side, factor in zip(resolution, factors, strict=True)):
-        yield (
-            "resolution",
-            f"the strides divide by {text_of(factors)}, which does not divide {text_of(resolution)}",
-        )
+    factors, parts = ratio(unet), multiple(unet)
+    if any(side % factor for side, factor in zip(resolution, parts, strict=True)):
+        what = "the strides and frames divide" if in_grid(unet) else "the strides divide"
+        yield "resolution", f"{what} by {text_of(parts)}, which does not divide {text_of(resolution)}"
         return
     low = resolution[0] // factors[0], resolution[1] // factors[1]
     if inner is not None and low != inner:
@@ -186,11 +256,21 @@ class UNetShell:
     )
     inner_input: bool = opt(True, "the level inside sees this one's features")
     normalize_input: bool = opt(False, "divide the noisy picture by its own standard deviation")
+    layout: str | None = opt(
+        None, "grid: pictures are square grids of frames; for imported models", choices=("grid",)
+    )
+    frames: int = opt(1, "frames in a picture of layout grid, a square number", ge=1)
+    temporal_attention: int | tuple[int, ...] = opt(
+        0, "layers over the frames behind each residual block of a stage, in layout grid", ge=0
+    )
+    rotary: bool = opt(False, "attention over the frames knows their order")
     block: Use = slot("block", "resnet", "the residual block")
 
     def problems(self) -> Found:
         """What does not fit among these settings."""
-        return unet_problems(self)
+        yield from unet_problems(self)
+        if self.channels:
+            yield from grid_problems(self)
 
     def level_problems(
         self, *, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int
