@@ -114,7 +114,7 @@ def text_encoder(
 
 def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
     """The diffusion process: the schedule shifted for each level, and what the network predicts."""
-    from mdmkit.diffusion import Diffusion
+    from mdmkit.diffusion import Diffusion, signal_scales
     from mdmkit.schedules import shift_levels
 
     said = recipe.diffusion
@@ -125,7 +125,8 @@ def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
         shift_power=said.shift_power,
         shift_power_frames=said.shift_power_frames,
     )
-    return Diffusion(schedules=schedules, prediction=said.prediction)
+    scales = signal_scales(resolutions(recipe), scale=said.signal_scale, power=said.signal_scale_power)
+    return Diffusion(schedules=schedules, prediction=said.prediction, scales=scales)
 
 
 def dataset(recipe: Recipe, registry: Registry, *, resolution: tuple[int, int] | None = None) -> Any:

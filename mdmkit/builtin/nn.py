@@ -211,6 +211,7 @@ class UNetCore:
     micro_conditioning: dict[str, float] | None = opt(
         None, "numbers about a picture and their defaults, such as scale, its side"
     )
+    output_limit: float | None = opt(None, "predictions are squeezed into +-this by tanh", gt=0.0)
     block: Use = slot("block", "resnet", "the residual block")
 
     def problems(self) -> Found:
