@@ -185,6 +185,19 @@ def test_blocks_checkpoints_and_attend_reach_levels_of_frames():
     assert (1 * 4 * 6, 1, 1, 32) in seen
 
 
+def test_attention_over_time_compiles_whole():
+    nest, z, given_ = stir(clip_nest()), grids((2, 1, 1)), told(2)
+    assert isinstance(nest, NestedUNet)
+    with torch.no_grad():
+        eager = nest(z, **given_)
+        torch._dynamo.reset()
+        layers = [block for block in nest.blocks() if isinstance(block, TemporalAttention)]
+        for block in layers[:3]:
+            block.compile(fullgraph=True, backend="eager")
+        assert all(torch.equal(a, b) for a, b in zip(eager, nest(z, **given_), strict=True))
+    torch._dynamo.reset()
+
+
 def test_what_a_level_of_frames_costs_is_found_on_meta():
     nest = clip_nest()
     sizes = [(8, 12), (16, 24), (32, 48)]
