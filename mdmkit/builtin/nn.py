@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import reduce
-from math import gcd, isqrt, lcm, prod
+from math import gcd, isqrt, prod
 
 import attrs
 
-from mdmkit.divisors import divides_problem
+from mdmkit.divisors import divides_problem, grid_multiple, grid_problems, triples
 from mdmkit.plugins.component import Component
 from mdmkit.recipe.options import Use, opt, slot
 
@@ -36,8 +36,9 @@ def unet_problems(unet: UNetCore | UNetShell) -> Found:
                 f"expected one entry between each two stages, {stages - 1}, got {len(unet.strides)}",
             )
         for i, stride in enumerate(unet.strides):
-            if isinstance(stride, tuple) and len(stride) != 2 and not (in_grid(unet) and len(stride) == 3):
-                yield f"strides[{i}]", f"expected one number or [height, width], got {list(stride)}"
+            if isinstance(stride, tuple) and len(stride) not in ((2, 3) if in_grid(unet) else (2,)):
+                wanted = "one number or [height, width]" + ", or with frames in front" * in_grid(unet)
+                yield f"strides[{i}]", f"expected {wanted}, got {list(stride)}"
     together = reduce(gcd, unet.channels)
     for i, width in enumerate(unet.channels):
         problem = divides_problem("norm_groups", unet.norm_groups, "channels", width, all_of=together)
@@ -73,16 +74,14 @@ def in_grid(unet: UNetCore | UNetShell) -> bool:
     return getattr(unet, "layout", None) == "grid"
 
 
-def triples(unet: UNetCore | UNetShell) -> list[tuple[int, int, int]]:
+def strides_of(unet: UNetCore | UNetShell) -> list[tuple[int, int, int]]:
     """The strides as (frames, height, width)."""
-    strides = unet.strides if unet.strides is not None else (2,) * (len(unet.channels) - 1)
-    pairs = [(s, s) if isinstance(s, int) else s for s in strides]
-    return [(s[0] if len(s) == 3 else 1, s[-2], s[-1]) for s in pairs]
+    return triples(unet.strides if unet.strides is not None else (2,) * (len(unet.channels) - 1))
 
 
 def ratio(unet: UNetCore | UNetShell) -> tuple[int, int]:
     """How many times higher and wider a level's pictures are than those inside."""
-    strides = triples(unet)
+    strides = strides_of(unet)
     side = isqrt(prod(f for f, _, _ in strides))  # of a grid: frames go in rows and columns
     return side * prod(h for _, h, _ in strides), side * prod(w for _, _, w in strides)
 
@@ -91,11 +90,7 @@ def multiple(unet: UNetCore | UNetShell) -> tuple[int, int]:
     """What divides the height and width of a level's pictures."""
     if not isinstance(unet, UNetShell) or not in_grid(unet):
         return ratio(unet)
-    # attention over time halves the frames of its stage, whose sides are even then
-    strides, halved = triples(unet), [i for i, count in enumerate(temporal_layers(unet)) if count]
-    factors = [[s[axis] for s in strides] for axis in (1, 2)]
-    h, w = (lcm(prod(sides), *(2 * prod(sides[:i]) for i in halved)) for sides in factors)
-    return isqrt(unet.frames) * h, isqrt(unet.frames) * w
+    return grid_multiple(unet.frames, strides_of(unet), temporal_layers(unet))
 
 
 def toml(value: object) -> str:
@@ -109,7 +104,7 @@ def temporal_layers(unet: UNetShell) -> tuple[int, ...]:
     return layers if isinstance(layers, tuple) else (layers,) * len(unet.channels)
 
 
-def grid_problems(unet: UNetShell) -> Found:
+def layout_problems(unet: UNetShell) -> Found:
     """What does not fit in the settings of a level whose pictures are grids of frames."""
     if not in_grid(unet):
         for name, off in (("frames", 1), ("temporal_attention", 0), ("rotary", False)):
@@ -117,21 +112,8 @@ def grid_problems(unet: UNetShell) -> Found:
             if value != off:
                 yield name, f'expected {toml(off)} without layout = "grid", got {toml(value)}'
         return
-    strides = triples(unet)
-    for i, (f, h, w) in enumerate(strides):
-        if f > 1 and (h, w) != (1, 1):
-            yield (
-                f"strides[{i}]",
-                f"expected a stride in time or in space, got {[f, h, w]}; "
-                "say [frames, 1, 1] or [1, height, width]",
-            )
-    inside, rest = divmod(unet.frames, prod(f for f, _, _ in strides))
-    if rest or unet.frames < 2:
-        yield "frames", f"expected frames that the strides divide, at least 2, got {unet.frames}"
-    for count in (unet.frames, inside):
-        if isqrt(count) ** 2 != count or count < 1:
-            yield "frames", f"a grid of frames is a square: expected 1, 4, 9, 16 ..., got {count}"
-            break
+    if all(isinstance(stride, int) or len(stride) in (2, 3) for stride in unet.strides or ()):
+        yield from grid_problems(unet.frames, strides_of(unet))
     if any(unet.attention) if isinstance(unet.attention, tuple) else unet.attention:
         yield "attention", 'layout = "grid" has attention over time only; say attention = 0'
     if len(temporal_layers(unet)) != len(unet.channels):
@@ -271,7 +253,7 @@ class UNetShell:
         """What does not fit among these settings."""
         yield from unet_problems(self)
         if self.channels:
-            yield from grid_problems(self)
+            yield from layout_problems(self)
 
     def level_problems(
         self, *, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int

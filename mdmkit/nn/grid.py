@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import lcm, prod
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mdmkit.divisors import grid_multiple, grid_problems, triples
 from mdmkit.grid import grid_side
 
 from .blocks import Downsample, Upsample
-from .unet import Running, Stage, pair, per_stage
+from .unet import Running, Stage, per_stage
 from .video import TemporalAttention, TemporalDownsample, TemporalUpsample
 
 __all__ = ["Grid", "GridStage"]
@@ -66,28 +67,16 @@ class Grid:
         temporal_attention: int | Sequence[int],
         rotary: bool,
     ) -> None:
-        self.strides = [pair(s[1:] if not isinstance(s, int) and len(s) == 3 else s) for s in strides]
-        self.steps = [s[0] if not isinstance(s, int) and len(s) == 3 else 1 for s in strides]
-        for step, spatial in zip(self.steps, self.strides, strict=True):
-            if step > 1 and spatial != (1, 1):
-                raise ValueError(
-                    f"expected a stride in time or in space, got {[step, *spatial]}; "
-                    "say [frames, 1, 1] or [1, height, width]"
-                )
+        given = triples(strides)
+        for _, problem in grid_problems(frames, given):
+            raise ValueError(problem)
+        self.steps, self.strides = [f for f, _, _ in given], [(h, w) for _, h, w in given]
         self.frames, self.inner_frames = frames, frames // prod(self.steps)
-        if frames % prod(self.steps) or frames < 2:
-            raise ValueError(f"expected frames that the strides divide, at least 2, got {frames}")
         # in pictures: how many frames stand in a row, here and in what is handed inwards
         self.side, self.inner_side = grid_side(frames), grid_side(self.inner_frames)
         self.layers = per_stage("temporal_attention", temporal_attention, len(self.steps) + 1)
+        self.multiple = grid_multiple(frames, given, self.layers)
         self.rotary = rotary
-        # attention over time halves the frames of its stage, whose sides are even then
-        halved = [i for i, count in enumerate(self.layers) if count]
-        h, w = (
-            lcm(prod(sides), *(2 * prod(sides[:i]) for i in halved))
-            for sides in ([s[axis] for s in self.strides] for axis in (0, 1))
-        )
-        self.multiple = self.side * h, self.side * w
 
     def stage(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmkit.grid import unpack
@@ -118,6 +118,7 @@ def grids(rows: tuple[int, int, int], seed: int = 0) -> list[torch.Tensor]:
     return [draw(count, 3, 8 << r, 12 << r, seed=seed + r) for r, count in enumerate(rows)]
 
 
+@settings(max_examples=5)
 @given(seed=seeds)
 def test_a_fresh_level_of_frames_leaves_those_inside_untouched(seed: int):
     nest, z, given_ = clip_nest(seed), grids((2, 2, 2), seed), told(2, seed)
