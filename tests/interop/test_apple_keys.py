@@ -198,13 +198,14 @@ def test_a_level_in_time_cuts_its_picture_into_frames():
     attended = {"num_temporal_attention_layers": [1, 0, 2], "temporal_positional_encoding": True}
     again = outer(inner, **in_time, **attended)
     around = outer(again, temporal_mode=True, temporal_spatial_ds=True, resolution_channels=two)
-    core, *shells = level_settings(around)
+    core, *shells = level_settings(outer(around, **in_time))
     assert "layout" not in core
     names = ("layout", "frames", "strides", "temporal_attention", "rotary")
     assert [tuple(shell.get(name) for name in names) for shell in shells] == [
         ("grid", 4, ((2, 1, 1), (2, 1, 1)), None, None),
         ("grid", 16, ((2, 1, 1), (2, 1, 1)), (1, 0, 2), True),
         ("grid", 16, None, None, None),
+        ("grid", 256, ((2, 1, 1), (2, 1, 1)), None, None),
     ]
 
 

@@ -108,6 +108,9 @@ def test_a_shell_runs_where_its_settings_find_no_problem(said: UNetShell, inner:
     times=st.sampled_from([None, 1, 2, 3]),
 )
 @example(
+    UNetShell((32, 32), strides=((4, 1, 1),), layout="grid", frames=4, temporal_attention=1), (5, 3), None
+)
+@example(
     UNetShell((32, 32), strides=((4, 1, 1),), layout="grid", frames=4, temporal_attention=1), (4, 6), None
 )
 def test_a_level_of_frames_runs_where_its_settings_find_no_problem(
