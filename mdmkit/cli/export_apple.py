@@ -1,0 +1,125 @@
+"""A model as a file that the released code (apple/ml-mdm) reads: what a recipe says, in its words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from mdmkit.errors import WrongInput
+
+if TYPE_CHECKING:
+    from mdmkit.recipe import Recipe, Use
+
+    from .export import Exported
+
+__all__ = ["released_settings", "write"]
+
+
+def write(out: Path, source: Exported) -> list[str]:
+    """Write the file, visible only when whole; the paths of settings that it has no place for.
+
+    Raises:
+        WrongInput: the released code has no words for this model.
+    """
+    import torch
+
+    from mdmkit import assemble
+    from mdmkit.interop.apple_keys import to_released
+    from mdmkit.train.state import sync
+
+    settings, left_out = released_settings(source.recipe)
+    nest = assemble.nest(source.recipe, source.registry, device="meta")
+    # the released trainer goes on from these where it resumes; the losses are those that it starts with
+    around = {"batch_num": source.facts.get("step", 0)}
+    around |= {"exp_avg_loss": 0.0, "exp_avg_loss_var": 0.0, "best_avg_loss": 1e12}
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.parent / f".writing-{out.name}-{os.getpid()}"
+    try:
+        tensors = to_released(source.weights, nest)
+        with aside.open("wb") as file:  # torch's own files say nothing of a full disk
+            torch.save({"state_dict": tensors, **around, "args": settings}, file)
+        sync(aside)
+        os.rename(aside, out)
+        sync(out.parent)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return left_out
+
+
+def released_settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
+    """The settings that a released checkpoint carries, and the paths of those it has no place for.
+
+    Raises:
+        WrongInput: the released code has no words for this model; the line names the first difference.
+    """
+    from mdmkit import assemble
+    from mdmkit.interop.apple_settings import MODELS, difference, diffusion_config, unet_config
+
+    try:
+        levels = level_tables(recipe)
+        text_model = released_text(recipe.text)
+        if found := difference(levels, assemble.cond_dim(recipe)):
+            raise ValueError(found)
+        said = recipe.diffusion
+        config, left_out = diffusion_config(
+            levels=len(levels),
+            schedule=(said.schedule.name, attrs.asdict(said.schedule.settings)),
+            shift_power=said.shift_power,
+            prediction=said.prediction,
+            loss_space=said.loss_space,
+            threshold=(recipe.sample.threshold.name, attrs.asdict(recipe.sample.threshold.settings)),
+            level_weights=said.level_weights,
+            shares=getattr(recipe.train.levels.settings, "shares", None),
+        )
+    except ValueError as error:
+        raise WrongInput(f"the released code cannot hold this model: {error}") from error
+    uniform = said.weighting.name == "uniform" and said.weighting.settings.space in (None, said.loss_space)
+    same = {"weighting": uniform, "loss": said.loss.name == "mse"}
+    same |= {"time_sampler": said.time_sampler.name == "uniform"}
+    left_out += [f"diffusion.{name}" for name, holds in same.items() if not holds]
+    model = MODELS[len(levels) - 1]
+    settings = {"model": model, "vision_model": model, "text_model": text_model}
+    settings |= {"unet_config": unet_config(levels), "diffusion_config": config}
+    return settings, left_out
+
+
+def level_tables(recipe: Recipe) -> list[dict[str, Any]]:
+    """The settings of core and shells as one table each, as the released networks' settings are compared."""
+    from mdmkit import assemble
+
+    tables: list[dict[str, Any]] = []
+    for r, (level, size) in enumerate(zip(recipe.model.levels, assemble.resolutions(recipe), strict=True)):
+        if level.network.name != "unet":
+            raise ValueError(f"model.levels[{r}]: '{level.network.name}'; the released networks are 'unet'")
+        given = level.network.settings
+        table = {field.name: getattr(given, field.name) for field in attrs.fields(type(given))}
+        stages = len(table["channels"])
+        for key in ("blocks", "attention"):
+            if table[key] is None:
+                table[key] = (*(0,) * (stages - 1), 1)
+            elif isinstance(table[key], int):
+                table[key] = (table[key],) * stages
+        table["block"] = given.block.name
+        table["dropout"] = getattr(given.block.settings, "dropout", 0.0)
+        if r:  # every level of ours has the embedding of the core, a released one that of its own channels
+            table["emb_dim"] = tables[0]["emb_dim"] or 4 * tables[0]["channels"][0]
+        tables.append(table | {"resolution": size})
+    return tables
+
+
+def released_text(text: Use | None) -> str | None:
+    """The name of the text encoder; ValueError for one that the released code does not have."""
+    if text is not None and text.name == "cached" and text.settings.encoder is not None:
+        text = text.settings.encoder
+    if text is None:
+        return None
+    if text.name != "t5":
+        raise ValueError(f"text: '{text.name}'; the released networks read the features of a 't5'")
+    if text.settings.layer != "last":
+        raise ValueError(f"text.layer: '{text.settings.layer}'; the released code takes the 'last'")
+    return text.settings.model
