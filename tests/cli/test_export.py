@@ -1,4 +1,4 @@
-"""`mdmkit export`: what leaves is what was trained; what cannot leave is one line, and nothing is left behind."""
+"""`mdmkit export`: what leaves is what was trained; what cannot leave is one line and nothing else."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_a_model_folder_draws_what_the_run_draws(run: Path, tmp_path: Path) -> N
 
 
 def test_weights_as_trained_leave_when_asked_for(run: Path, tmp_path: Path) -> None:
-    done = tiny.here("export", run, "--format", "safetensors", "--weights", "model", "--out", tmp_path / "out")
-    assert done.code == 0
+    out = tmp_path / "out"
+    assert tiny.here("export", run, "--format", "safetensors", "--weights", "model", "--out", out).code == 0
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert same(stored, model_folder.weights_in(model_folder.find(run), "model"))
     assert not same(stored, model_folder.weights_in(model_folder.find(run), "ema"))

@@ -165,7 +165,11 @@ DIFFERENT: dict[str, tuple[list[dict[str, Any]], int | None, str]] = {
         40,
         "model.levels[0].block: 'acme.fast'; the released networks have 'resnet'",
     ),
-    "in_channels": ([core(in_channels=4)], 40, "model.levels[0].in_channels: 4; the released networks have 3"),
+    "in_channels": (
+        [core(in_channels=4)],
+        40,
+        "model.levels[0].in_channels: 4; the released networks have 3",
+    ),
     "strides": (
         [core(), shell(strides=((2, 4),))],
         40,
@@ -247,7 +251,8 @@ def process(**changes: Any) -> tuple[dict[str, Any], list[str]]:
     [
         (
             {"schedule": ("sigmoid", {})},
-            "diffusion.schedule: 'sigmoid'; the released code has those called cosine, cosine_logsnr, ddpm here",
+            "diffusion.schedule: 'sigmoid'; "
+            "the released code has those called cosine, cosine_logsnr, ddpm here",
         ),
         (
             {"schedule": ("cosine", {"form": "continuous", "steps": 1000})},
