@@ -85,7 +85,43 @@ def released_settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
     model = MODELS[len(levels) - 1]
     settings = {"model": model, "vision_model": model, "text_model": text_model}
     settings |= {"unet_config": unet_config(levels), "diffusion_config": config}
-    return settings, left_out
+    return settings | around_model(recipe, levels[-1]["resolution"][0]), left_out
+
+
+def around_model(recipe: Recipe, side: int) -> dict[str, Any]:
+    """The arguments of the released programs that recipes have too: data, text and training."""
+    text, train = recipe.text, recipe.train
+    if text is not None and text.name == "cached":
+        text = text.settings.encoder
+    tokens = -1 if text is None else text.settings.max_tokens
+    padded = text is not None and getattr(text.settings, "pad", "") == "max"
+    said = {
+        "seed": recipe.run.seed,
+        "fp16": int(recipe.run.precision == "bf16"),  # the type that it casts to is bfloat16
+        "use_precomputed_text_embeddings": int(recipe.text is not None and recipe.text.name == "cached"),
+        "sample_image_size": side,
+        "reader_config": {
+            "image_size": side,
+            "max_token_length": tokens,
+            "pad_to_max_length": padded,
+            "append_eos": True,
+            "prepad_bos": False,
+            "prepad_caption_with_space": True,
+            "padding_token": "<pad>",
+        },
+        "num_training_steps": train.steps,
+        "batch_size": None if train.batch is None else train.batch // train.accumulate,
+        "num_gradient_accumulations": train.accumulate,
+        "gradient_clip_norm": train.clip,
+        "loss_factor": 1,
+        "save_freq": train.checkpoint_every,
+        "log_freq": train.log_every,
+    }
+    if train.optimizer.name == "adamw":
+        said |= {"use_adamw": True, "lr": train.optimizer.settings.lr}
+    if train.lr_schedule.name == "warmup":
+        said["warmup_steps"] = train.lr_schedule.settings.steps
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def level_tables(recipe: Recipe) -> list[dict[str, Any]]:
@@ -99,17 +135,24 @@ def level_tables(recipe: Recipe) -> list[dict[str, Any]]:
         given = level.network.settings
         table = {field.name: getattr(given, field.name) for field in attrs.fields(type(given))}
         stages = len(table["channels"])
-        for key in ("blocks", "attention"):
-            if table[key] is None:
-                table[key] = (*(0,) * (stages - 1), 1)
-            elif isinstance(table[key], int):
-                table[key] = (table[key],) * stages
+        table["blocks"] = per_stage(table["blocks"], stages)
+        if table["attention"] is None:
+            table["attention"] = (*(0,) * (stages - 1), 1)
+        table["attention"] = per_stage(table["attention"], stages)
         table["block"] = given.block.name
         table["dropout"] = getattr(given.block.settings, "dropout", 0.0)
+        if any(layers := per_stage(table.get("temporal_attention", 0), stages)):
+            table["temporal_attention"] = layers
+        else:
+            table.pop("temporal_attention", None)
         if r:  # every level of ours has the embedding of the core, a released one that of its own channels
             table["emb_dim"] = tables[0]["emb_dim"] or 4 * tables[0]["channels"][0]
         tables.append(table | {"resolution": size})
     return tables
+
+
+def per_stage(value: int | tuple[int, ...], stages: int) -> tuple[int, ...]:
+    return (value,) * stages if isinstance(value, int) else value
 
 
 def released_text(text: Use | None) -> str | None:

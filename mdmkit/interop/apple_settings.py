@@ -54,7 +54,6 @@ def one_level(settings: Settings, inner: dict[str, Any] | None) -> dict[str, Any
         "temporal_dim": settings["emb_dim"],
         "attention_levels": [i for i, count in enumerate(layers) if count],
         "num_attention_layers": layers,
-        "num_temporal_attention_layers": None,
         # the released programs put the width of their text encoder here when they start
         "conditioning_feature_dim": -1,
         "conditioning_feature_proj_dim": (settings["cond_width"] or -1) if core else -1,
@@ -65,9 +64,7 @@ def one_level(settings: Settings, inner: dict[str, Any] | None) -> dict[str, Any
         "skip_cond_emb": not settings["pooled_text"] if core else True,
         "nesting": True,
         "micro_conditioning": micro_text(settings["micro_conditioning"]),
-        "temporal_mode": False,
-        "temporal_spatial_ds": False,
-        "temporal_positional_encoding": False,
+        **in_time(settings),
         "resnet_config": {
             "num_channels": -1,
             "output_channels": -1,
@@ -85,6 +82,17 @@ def one_level(settings: Settings, inner: dict[str, Any] | None) -> dict[str, Any
         "initialize_inner_with_pretrained": None,
         "freeze_inner_unet": False,
         "interp_conditioning": False,
+    }
+
+
+def in_time(settings: Settings) -> dict[str, Any]:
+    """What a level says of frames: whether its picture is a grid of them, halved in time or in space."""
+    layers, grid = settings.get("temporal_attention"), settings.get("layout") == "grid"
+    return {
+        "num_temporal_attention_layers": list(layers) if layers else None,
+        "temporal_mode": grid,
+        "temporal_spatial_ds": grid and settings.get("strides") is None,
+        "temporal_positional_encoding": settings.get("rotary", False),
     }
 
 
@@ -109,7 +117,7 @@ def differences(levels: Sequence[Settings], cond_dim: int | None) -> Iterator[st
         yield f"model.levels: {len(levels)} levels; the released networks have at most {len(MODELS)}"
     if cond_dim is None and len(levels) > 1:
         yield "text: there is none; a released network of several levels always reads text"
-    core = levels[0]
+    core, side = levels[0], 1
     for r, settings in enumerate(levels):
         where = f"model.levels[{r}]"
         attends = any(settings["attention"]) or settings.get("middle", False)
@@ -120,10 +128,12 @@ def differences(levels: Sequence[Settings], cond_dim: int | None) -> Iterator[st
             yield f"{where}.block: '{settings['block']}'; the released networks have 'resnet'"
         if settings["in_channels"] != CHANNELS:
             yield f"{where}.in_channels: {settings['in_channels']}; the released networks have {CHANNELS}"
-        strides = settings["strides"] or ()
-        if any(stride not in (2, (2, 2), [2, 2]) for stride in strides):
-            plain = [list(stride) if isinstance(stride, tuple) else stride for stride in strides]
-            yield f"{where}.strides: {plain}; the released networks halve both sides at each stage"
+        if (strides := settings["strides"]) is not None:
+            grid = settings.get("layout") == "grid"
+            if any(stride != (2, 1, 1) if grid else stride not in (2, (2, 2)) for stride in strides):
+                plain = [list(stride) if isinstance(stride, tuple) else stride for stride in strides]
+                halve = "halve frames" if grid else "halve both sides"
+                yield f"{where}.strides: {plain}; the released networks {halve} at each stage"
         if settings["heads"] != HEADS and (attends or settings.get("text_layers")):
             yield f"{where}.heads: {settings['heads']}; the released networks have {HEADS}"
         if settings["norm_groups"] != NORM_GROUPS and attends:
@@ -137,6 +147,9 @@ def differences(levels: Sequence[Settings], cond_dim: int | None) -> Iterator[st
             if cond_dim is not None and not settings["pooled_text"]:
                 yield f"{where}.pooled_text: false; the released networks cannot read text without it"
             continue
+        cut, side = frames_a_row(settings, side)
+        if (frames := settings.get("frames", 1)) != cut**2:
+            yield f"{where}.frames: {frames}; a released network of these levels has {cut**2}"
         if not settings["inner_input"]:
             yield f"{where}.inner_input: false; the released networks fail with such a setting"
         if attends and core["cond_width"] not in (None, cond_dim):
@@ -149,6 +162,21 @@ def differences(levels: Sequence[Settings], cond_dim: int | None) -> Iterator[st
                 f"{where}.masked_cross_attention: {said(settings['masked_cross_attention'])}; "
                 "in the released networks the core's setting holds for every level"
             )
+
+
+def frames_a_row(settings: Settings, inner: int) -> tuple[int, int]:
+    """How many frames a released shell sees in a row of its picture, and its ratio to the innermost level.
+
+    `inner` is that of the level inside. A level that halves frames cuts by its own ratio, another by that of
+    the level inside.
+    """
+    steps = len(settings["channels"]) - 1
+    if settings.get("layout") != "grid":
+        return 1, inner * 2**steps
+    if settings["strides"] is None:
+        return inner, inner * 2**steps
+    side = inner * 2 ** (steps // 2)
+    return side, side
 
 
 def diffusion_config(
@@ -203,8 +231,8 @@ def diffusion_config(
             "rescale_schedule": 1.0,
             "rescale_signal": None,
             # without it, the released sampler divides pictures by their ratio to the lowest level
-            "schedule_shifted": levels > 1,
-            "schedule_shifted_power": shift_power if levels > 1 else 1,
+            "schedule_shifted": levels > 1 or shift_power != 0,
+            "schedule_shifted_power": shift_power if levels > 1 or shift_power != 0 else 1,
         },
         "model_output_scale": 0,
         "use_vdm_loss_weights": False,
