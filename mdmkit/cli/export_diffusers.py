@@ -118,9 +118,7 @@ def named_classes(use: Use) -> Use:
 
 
 def bring(folder: Path, text: dict[str, Any]) -> None:
-    """Write no weights of a pretrained encoder, but copy its folder where it is a local one."""
-    for weights in folder.glob("*.safetensors"):
-        weights.unlink()
+    """Copy a pretrained encoder's folder where it is a local one; one of the hub is only named."""
     local = Path(str(text.get("model", ""))).expanduser()
     if not text.get("model") or not local.is_dir():
         return
