@@ -14,13 +14,30 @@ NOT_OF_PAPERS = ("cli", "data", "evaluate")  # drawing and layout
 LONG = 3  # operators from which on an expression is a formula
 
 
+KEPT = {"alpha", "sigma", "logsnr", "sqrt", "exp", "log"}  # what the papers name is named alike here
+
+
 def shape(node: ast.expr) -> str:
-    """An expression without what a copy would change: where a value is kept, and keywords' order."""
+    """An expression without what a copy would change: where a value is kept, its index, keywords' order.
+
+    Beside the scales of the diffusion, other names are numbered as they come: x0 is clean in one place and
+    pictures in another.
+    """
     plain = ast.parse(ast.unparse(node), mode="eval")
     for part in ast.walk(plain):
         for field, value in ast.iter_fields(part):
+            while isinstance(value, ast.Subscript):
+                value = value.value
             if isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name):
-                setattr(part, field, ast.Name(value.attr, ast.Load()))  # self.scale, torch.log: scale, log
+                value = ast.Name(value.attr, ast.Load())  # self.scale, torch.log: scale, log
+            if isinstance(value, ast.expr):
+                setattr(part, field, value)
+    names = [part for part in ast.walk(plain) if isinstance(part, ast.Name)]
+    if any(name.id in ("alpha", "sigma") for name in names):
+        numbers: dict[str, str] = {}
+        for name in names:
+            if name.id not in KEPT:
+                name.id = numbers.setdefault(name.id, f"value_{len(numbers)}")
     return ast.unparse(plain)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mdmkit import assemble
+from mdmkit.errors import WrongInput
 from mdmkit.plugins import Registry
 from mdmkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["build_report"]
 
 
 def build_report(recipe: Recipe, registry: Registry) -> str:
-    """A table of shapes, parameters, FLOPs of one forward of one picture, and memory of training."""
+    """A table of shapes, parameters, FLOPs of a picture's forward, memory of training; and its time here."""
     from mdmkit.nn.cost import level_costs
 
     nest = assemble.nest(recipe, registry, device="meta")
@@ -40,7 +45,49 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
         totals = [sum(getattr(cost, name) for cost in costs) for name in ("parameters", "flops", "memory")]
         rows.append(["all", "", "", "", f"{totals[0]:,}", f"{totals[1] / 1e9:,.2f}", size(totals[2])])
     split = "" if len(set(reached)) == 1 else f" ({', '.join(map(str, reached))} reach levels 0, 1, ...)"
-    return f"{aligned(rows)}\n  training memory: one device, {reached[0]} pictures at a time{split}"
+    memory = f"  training memory: one device, {reached[0]} pictures at a time{split}"
+    flops = sum(cost.flops * count for cost, count in zip(costs, reached, strict=True))
+    return "\n".join([aligned(rows), memory, f"  {training_time(recipe, flops * recipe.train.accumulate)}"])
+
+
+def training_time(recipe: Recipe, forward_flops: float) -> str:
+    """How long training would take on this machine, for the FLOPs of a step's forward passes."""
+    import torch
+
+    from mdmkit.train.parallel import pick_device
+
+    try:
+        device = pick_device(recipe.run.device)
+    except WrongInput as error:  # the recipe may be for another machine
+        return f"training time: not estimated here ({error})"
+    # the backward pass takes two; use_checkpoint a second forward
+    passes = 4 if recipe.model.use_checkpoint else 3
+    rate = rate_here(device, recipe.run.precision)
+    seconds = passes * forward_flops / rate
+    threads = f"{torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    said = f"training time: about {duration(seconds)} a step on this {device.type.upper()} alone ({where}"
+    said += f", {rate / 1e9:,.0f} GFLOP/s now)"
+    steps = recipe.train.steps
+    return said + (f", {duration(seconds * steps)} for {steps:,} steps" if steps else "")
+
+
+@functools.cache
+def rate_here(device: torch.device, precision: str) -> float:
+    """FLOP/s of training on a device, measured once a process."""
+    from mdmkit.nn.cost import training_rate
+    from mdmkit.train.parallel import autocast
+
+    return training_rate(device, lambda: autocast(precision, device))
+
+
+def duration(seconds: float) -> str:
+    """A time, in the unit that reads best."""
+    minute, hour, day = 60, 3600, 86400
+    for unit, size_of_it, most in (("s", 1, 2 * minute), ("min", minute, 2 * hour), ("h", hour, 2 * day)):
+        if seconds < most:
+            return f"{seconds / size_of_it:.3g} {unit}"
+    return f"{seconds / day:,.0f} days" if seconds < 730 * day else f"{seconds / day / 365.25:,.0f} years"
 
 
 def micro_batch(recipe: Recipe, registry: Registry) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from mdmkit import assemble
 from mdmkit.cli import build_report
@@ -35,6 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     module.level_costs = level_costs  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mdmkit.nn", ModuleType("mdmkit.nn"))
     monkeypatch.setitem(sys.modules, "mdmkit.nn.cost", module)
+    monkeypatch.setattr(build_report, "rate_here", lambda device, precision: 288e9)
     monkeypatch.setattr(assemble, "nest", lambda recipe, registry, device: f"a nest on {device}")
     return seen
 
@@ -49,8 +51,36 @@ def test_the_table(asked: list[Any]) -> None:
         "1 shell unet 3 x 128 x 128 32 64 1,000 0.50 1.5 GiB",
         "all 1,235,567 3.00 1.5 GiB",
         "training memory: one device, 32 pictures at a time",
+        # 2 x 32 pictures, 3 GFLOP each, three passes, at 288 GFLOP/s; 1000 steps
+        f"training time: about 2 s a step on this CPU alone ({torch.get_num_threads()} threads, "
+        "288 GFLOP/s now), 33.3 min for 1,000 steps",
     ]
     assert asked == [("a nest on meta", ((64, 64), (128, 128)), (32, 32), 1, 512)]
+
+
+def test_time_of_what_this_machine_cannot_run_or_runs_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_report, "rate_here", lambda device, precision: 1e9)
+    registry = load_registry(env={"MDMKIT_PLUGINS": ""})
+    recipe = load("mdmkit:quickstart", ["model.use_checkpoint=true"], registry)
+    assert "about 4 s a step" in build_report.training_time(recipe, 1e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    elsewhere = load("mdmkit:quickstart", ["run.device='cuda'"], registry)
+    assert build_report.training_time(elsewhere, 1e9).startswith("training time: not estimated here (run.dev")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0314, "0.0314 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7200, "2 h"),
+        (48 * 3600, "2 days"),
+        (1e9, "32 years"),
+    ],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert build_report.duration(seconds) == said
 
 
 def test_the_largest_stage_of_growth_counts() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdmkit.nn import NestedUNet
-from mdmkit.nn.cost import COPIES, level_costs
+from mdmkit.nn.cost import COPIES, level_costs, training_rate
 
 from .nests import WIDTH, core, nest, pictures, shell, told
 
@@ -77,3 +77,14 @@ def test_wrong_numbers_of_levels():
         level_costs(nest(2), SIDES[:1], 1)
     with pytest.raises(ValueError, match="rows for each of 2 levels, got 3"):
         level_costs(nest(2), SIDES[:2], (1, 1, 1))
+
+
+def test_the_rate_is_flops_over_time(monkeypatch: pytest.MonkeyPatch):
+    """Each pass takes a quarter of a second by this clock, the first (a warm-up) not counted."""
+    ticks = iter(0.25 * i for i in range(100))
+    monkeypatch.setattr("mdmkit.nn.cost.time.perf_counter", lambda: next(ticks))
+    rate = training_rate(torch.device("cpu"))
+    # two 3x3 convolutions of 64 channels on 8 x 32 x 32 pixels, the linear layer of the embedding
+    forward = 2 * (2 * 8 * 32 * 32 * 64 * 64 * 9) + 2 * 8 * 64 * 128
+    # the backward pass of each takes two of these, of the embedding (no gradient to its input) one
+    assert rate == pytest.approx((3 * forward - 2 * 8 * 64 * 128) / 0.25)

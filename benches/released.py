@@ -1,0 +1,130 @@
+"""How much memory and time does it take to import a released checkpoint of full size?
+
+    python benches/released.py [--quick] [--size 64 256 1024] [--keep DIR]
+
+A checkpoint of each size is made in the released layout, filled with random numbers, beside its config.
+`mdmkit import apple` reads it in a process of its own; the answer is that process's peak memory (the figure
+of /usr/bin/time -v, mapped pages counted) over the file's size: 2.2 is the most that was promised at 1024.
+`--quick` is the 64 pixel one alone; `--keep` leaves checkpoints and models in a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.interop import released  # noqa: E402
+
+NAMES = {int(name.partition("x")[0]): name for name in released.NAMES}
+TEXT_WIDTH = 2048
+
+
+class Taken(NamedTuple):
+    """What a process took: seconds from start to end, bytes at its peak."""
+
+    seconds: float
+    peak: int
+
+
+def measured(arguments: list[str | Path]) -> Taken:
+    """Run `mdmkit` in a process of its own."""
+    command = [sys.executable, "-m", "mdmkit", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MDMKIT_PLUGINS": ""}
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as told:
+        process = subprocess.Popen(command, env=environment, stdout=told, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            told.seek(0)
+            raise SystemExit(f"mdmkit {arguments[0]}: exit {process.returncode}\n{told.read().strip()}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Taken(seconds, usage.ru_maxrss * unit)
+
+
+def make(folder: Path, size: int) -> tuple[Path, Path]:
+    """A checkpoint of random numbers in the released layout, and its config."""
+    table = released.config(NAMES[size])
+    file = folder / f"vis_model_{NAMES[size]}.pth"
+    # in another process: a child's peak begins at that of the process that it was forked from
+    process = multiprocessing.get_context("spawn").Process(
+        target=released.checkpoint, args=(file, table, TEXT_WIDTH)
+    )
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"making {file} failed with exit {process.exitcode}")
+    return file, released.write_yaml(folder / f"cc12m_{NAMES[size]}.yaml", table)
+
+
+def import_(folder: Path, size: int, file: Path, config: Path) -> Taken:
+    return measured(["import", "apple", file, "--config", config, "--out", folder / f"mdm{size}"])
+
+
+# each is given the folder, the size, the checkpoint and its config, and finds there what those before it left
+STEPS: dict[str, Callable[[Path, int, Path, Path], Taken]] = {"import": import_}
+
+
+def measure(folder: Path, size: int) -> dict[str, Any]:
+    file, config = make(folder, size)
+    row: dict[str, Any] = {"size": size, "file_gb": round(file.stat().st_size / 1e9, 3)}
+    for name, step in STEPS.items():
+        taken = step(folder, size, file, config)
+        row[f"{name}_s"] = round(taken.seconds, 1)
+        row[f"{name}_peak_gb"] = round(taken.peak / 1e9, 3)
+        row[f"{name}_peak_over_file"] = round(taken.peak / file.stat().st_size, 2)
+        print(
+            f"{size:5} {name:8} {row['file_gb']:8.3f} {row[f'{name}_s']:9.1f} {row[f'{name}_peak_gb']:9.3f} "
+            f"{row[f'{name}_peak_over_file']:10.2f}",
+            flush=True,
+        )
+    return row
+
+
+def commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the smallest one alone")
+    parser.add_argument("--size", type=int, nargs="+", choices=list(NAMES), default=list(NAMES))
+    parser.add_argument("--keep", type=Path, help="a folder for checkpoints and models, which stay there")
+    options = parser.parse_args()
+    sizes = options.size[:1] if options.quick else options.size
+
+    print(f"{'size':>5} step      file GB   seconds   peak GB  peak/file", flush=True)
+    with tempfile.TemporaryDirectory() as made:
+        results = []
+        for size in sizes:
+            folder = (options.keep or Path(made)) / str(size)
+            folder.mkdir(parents=True)
+            results.append(measure(folder, size))
+            if options.keep is None:  # a model of full size and its checkpoint are 4 GB
+                shutil.rmtree(folder)
+    about = {"bench": "released", "machine": platform.processor() or platform.machine()}
+    about |= {"torch": torch.__version__, "commit": commit(), "quick": options.quick}
+    print(json.dumps({**about, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
