@@ -216,7 +216,6 @@ class MatryoshkaPipeline(DiffusionPipeline):
     def drawn(self, recipe: Recipe, captions: Sequence[str], negative: str, seed: int) -> list[Tensor]:
         """The highest level of one picture a caption, (3, H, W) in [-1, 1], drawn as `mdmkit sample` does."""
         device = self._execution_device
-        told: dict[str, Any] = {"negative": negative} if negative else {}
         with autocast(self.unet.config.precision, device):
             pyramids = draw(
                 self.unet.nest,
@@ -225,7 +224,7 @@ class MatryoshkaPipeline(DiffusionPipeline):
                 assemble.drawing(recipe, registry()),
                 resolutions=assemble.resolutions(recipe),
                 captions=captions,
-                **told,
+                negative=negative,
                 seed=seed,
                 batch=recipe.sample.batch,
                 device=device,
@@ -262,7 +261,7 @@ class MatryoshkaPipeline(DiffusionPipeline):
     ) -> Sequence[str]:
         """What guidance leads each picture away from."""
         if given is None or isinstance(given, str):
-            return [getattr(recipe.sample, "negative_prompt", "") if given is None else given] * pictures
+            return [recipe.sample.negative_prompt if given is None else given] * pictures
         texts = repeated(list(given), each)
         if len(texts) != pictures:
             raise ValueError(f"expected one negative_prompt a prompt, {pictures // each}, got {len(given)}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
 
-__all__ = ["GROUPS", "find", "load", "weights_in", "write"]
+__all__ = ["GROUPS", "find", "load", "picked", "weights_in", "write"]
 
 GROUPS = ("ema", "model")  # averaged, as trained
 
@@ -56,12 +56,22 @@ def weights_in(folder: Path, weights: str | None = None) -> dict[str, Tensor]:
     """
     from mdmkit.train.state import load as load_checkpoint
 
+    name = picked(folder, weights)
+    return load_checkpoint(folder, only=(name,)).tensors[name]
+
+
+def picked(folder: Path, weights: str | None = None) -> str:
+    """Which weights of a folder are meant; "ema" or "model", as for `weights_in`.
+
+    Raises:
+        WrongInput: the folder does not have those.
+    """
     there = [name for name in GROUPS if (folder / f"{name}.safetensors").is_file()]
-    picked = weights or (there or ["model"])[0]
-    if picked not in there:
+    name = weights or (there or ["model"])[0]
+    if name not in there:
         has = f"; it has {', '.join(f'{name}.safetensors' for name in there)}" if there else ""
-        raise WrongInput(f"{folder} has no {picked}.safetensors{has}")
-    return load_checkpoint(folder, only=(picked,)).tensors[picked]
+        raise WrongInput(f"{folder} has no {name}.safetensors{has}")
+    return name
 
 
 def load(
@@ -71,10 +81,12 @@ def load(
     *,
     device: torch.device | str = "cpu",
     weights: str | None = None,
+    encoder: bool = True,
 ) -> tuple[nn.Module, nn.Module | None]:
     """The nest and the text encoder of a model folder, every tensor accounted for.
 
-    `weights` as for `weights_in`. On a CPU the parameters are the mapped file itself, without a copy.
+    `weights` as for `weights_in`. On a CPU the parameters are the mapped file itself, without a copy. Without
+    `encoder` no text encoder is made or loaded, and None stands in its place.
 
     Raises:
         WrongInput: the folder does not have those weights, or other parameters than the recipe says.
@@ -86,7 +98,7 @@ def load(
 
     stored = weights_in(folder, weights)
     nest = assemble.nest(recipe, registry, device="meta")
-    text = assemble.text_encoder(recipe, registry, device=device)
+    text = assemble.text_encoder(recipe, registry, device=device if encoder else "meta")
     check_names(folder, trained_parameters(nest, text), stored)
     if any(True for _ in nest.buffers()):  # these are made by constructors, on a real device only
         nest = assemble.nest(recipe, registry, device=device)
@@ -95,6 +107,8 @@ def load(
         mine = {name: stored[name] for name, _ in nest.named_parameters()}
         nest.load_state_dict(mine, assign=True)
         nest.to(device)
+    if not encoder:
+        return nest, None
     learns = {name: p for name, p in trained_parameters(nest, text).items() if name.startswith("text.")}
     copy_into(learns, stored)
     return nest, text

@@ -11,7 +11,7 @@ import pytest
 from mdmkit import assemble
 from mdmkit.nn.cost import level_costs
 from mdmkit.plugins import Registry, load_registry
-from mdmkit.recipe import Recipe, load
+from mdmkit.recipe import Recipe, RecipeError, load
 from mdmkit.resolutions import rows_per_level
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -60,6 +60,24 @@ def test_released_training(name: str, registry: Registry) -> None:
     for level in recipe.model.levels:
         assert level.network.settings.micro_conditioning == {"scale": level.resolution}
     assert not recipe.model.levels[0].network.settings.masked_cross_attention
+
+
+def test_a_core_that_looks_at_padding_sees_the_same_padding_in_every_batch(registry: Registry) -> None:
+    """Always max_tokens in training; as the released sampler pads, or not at all, is allowed too."""
+    for name in RELEASED:
+        text = shipped(name, registry).text
+        assert text is not None
+        assert text.settings.pad == "max"
+    load(FOLDER / "cc12m_64.toml", ['text.pad="exact"'], registry)
+    load(FOLDER / "cc12m_64.toml", ['text={use="cached", width=2048, max_tokens=128}'], registry)
+    masked = "model.levels[0].masked_cross_attention=true"
+    load(FOLDER / "cc12m_64.toml", [masked, 'text.pad="batch"'], registry)
+    for text, line in (
+        ('text.pad="batch"', "'batch' makes a caption's padding depend on the captions beside it, and"),
+        ('text={use="cached", width=2048}', "without it padding depends on the batch, and the core looks at"),
+    ):
+        with pytest.raises(RecipeError, match=line):
+            load(FOLDER / "cc12m_64.toml", [text], registry)
 
 
 def test_released_shifts(registry: Registry) -> None:

@@ -11,6 +11,8 @@ __all__ = ["COMPONENTS", "HF", "T5", "Bytes", "Cached", "Classes"]
 
 LAYERS = ("last", "penultimate")
 PRECISIONS = ("fp32", "bf16")
+PADS = ("batch", "exact", "max")
+PAD_HELP = "up to the longest of a batch and a multiple of 8, exactly the longest, or always max_tokens"
 
 
 @attrs.frozen
@@ -21,6 +23,7 @@ class Bytes:
     layers: int = opt(2, "transformer layers", ge=0)
     heads: int = opt(4, "attention heads; divides width", ge=1)
     max_tokens: int = opt(64, "bytes of a caption, plus one; longer ones are cut and counted", ge=2)
+    pad: str = opt("batch", PAD_HELP, choices=PADS)
 
 
 @attrs.frozen
@@ -42,6 +45,7 @@ class HF:
     max_tokens: int = opt(128, "tokens of a caption; longer ones are cut and counted", ge=1)
     layer: str = opt("last", "whose output the features are", choices=LAYERS)
     precision: str = opt("fp32", "of the encoder's weights and arithmetic", choices=PRECISIONS)
+    pad: str = opt("batch", PAD_HELP, choices=PADS)
     revision: str | None = opt(None, "commit, tag or branch on the hub")
 
 
@@ -54,6 +58,7 @@ class T5:
     max_tokens: int = opt(128, "tokens of a caption; longer ones are cut and counted", ge=1)
     layer: str = opt("last", "whose output the features are", choices=LAYERS)
     precision: str = opt("fp32", "of the encoder's weights and arithmetic", choices=PRECISIONS)
+    pad: str = opt("batch", PAD_HELP, choices=PADS)
     revision: str | None = opt(None, "commit, tag or branch on the hub")
 
 
@@ -63,6 +68,9 @@ class Cached:
 
     width: int = opt(help="features a token of the packed data", ge=1)
     empty: str | None = opt(None, "file with the empty caption's features; from the data where not given")
+    max_tokens: int | None = opt(
+        None, "all are padded to so many; to the longest of a batch where not given", ge=1
+    )
     encoder: Use | None = slot("text_encoder", None, "encodes free prompts; loaded when the first one comes")
 
 

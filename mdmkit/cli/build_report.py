@@ -24,7 +24,7 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
     nest = assemble.nest(recipe, registry, device="meta")
     sides = assemble.resolutions(recipe)
     width = assemble.cond_dim(recipe)
-    tokens = getattr(recipe.text.settings, "max_tokens", 1) if recipe.text else 0
+    tokens = (getattr(recipe.text.settings, "max_tokens", None) or 1) if recipe.text else 0
     reached = micro_batch(recipe, registry)
     costs = level_costs(nest, sides, reached, tokens, width)
     rows = [["level", "network", "picture", "channels", "parameters", "GFLOP a picture", "training memory"]]
@@ -46,8 +46,14 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
         rows.append(["all", "", "", "", f"{totals[0]:,}", f"{totals[1] / 1e9:,.2f}", size(totals[2])])
     split = "" if len(set(reached)) == 1 else f" ({', '.join(map(str, reached))} reach levels 0, 1, ...)"
     memory = f"  training memory: one device, {reached[0]} pictures at a time{split}"
+    start = []
+    if recipe.run.start is not None:
+        from mdmkit import start as starts
+
+        start = [f"  {starts.find(recipe, registry)}"]
     flops = sum(cost.flops * count for cost, count in zip(costs, reached, strict=True))
-    return "\n".join([aligned(rows), memory, f"  {training_time(recipe, flops * recipe.train.accumulate)}"])
+    time = f"  {training_time(recipe, flops * recipe.train.accumulate)}"
+    return "\n".join([aligned(rows), memory, time, *start])
 
 
 def training_time(recipe: Recipe, forward_flops: float) -> str:

@@ -17,7 +17,7 @@ import typer
 from mdmkit.errors import MdmkitError, WrongInput
 
 from .options import AllowPipe, Plugins, Sets, open_registry
-from .run_resume import checkpoint_of, resumed_recipe, run_facts
+from .run_resume import checkpoint_of, resumed_recipe, run_facts, start_of
 from .run_told import Told
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
+    from mdmkit.start import Start
     from mdmkit.train.loop import Parts
     from mdmkit.train.parallel import World
 
@@ -90,6 +91,7 @@ def execute(
     """The run itself, on this rank."""
     from mdmkit import assemble
     from mdmkit.train.folder import Lock, one_line_disk_errors, refuse_taken
+    from mdmkit.train.loop import trained_parameters
     from mdmkit.train.memory import keep_large_buffers, one_line_memory_errors
     from mdmkit.train.parallel import pick_device, world
     from mdmkit.train.signals import terminate_as_interrupt
@@ -114,10 +116,13 @@ def execute(
                 refuse_taken(folder)
             ranks.barrier()
             refuse_too_large(recipe, registry, device=device, ranks=ranks)
+            start = start_of(recipe, folder, registry, resumed=resumed)
             parts = assemble.parts(recipe, registry, device=device)
+            if start is not None:
+                start.copy_into(trained_parameters(parts.nest, parts.text))
             # a run that cannot be put together leaves no folder behind
             if ranks.is_main:
-                prepare(resolved, verbatim, folder, registry, resumed=resumed, device=device)
+                prepare(resolved, verbatim, folder, registry, start, resumed=resumed, device=device)
                 lock = lock or Lock(folder)
             ranks.barrier()
             work(
@@ -126,6 +131,7 @@ def execute(
                 folder,
                 registry,
                 parts,
+                start,
                 device=device,
                 ranks=ranks,
                 resumed=resumed,
@@ -152,7 +158,7 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
     )
     parts = ranks.size * plan.accumulate
     here = tuple(count // parts for count in rows)
-    tokens = getattr(recipe.text.settings, "max_tokens", 1) if recipe.text else 0
+    tokens = (getattr(recipe.text.settings, "max_tokens", None) or 1) if recipe.text else 0
     model, activations = training_memory(
         assemble.nest(recipe, registry, device="meta"),
         assemble.resolutions(recipe),
@@ -164,7 +170,14 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
 
 
 def prepare(
-    resolved: str, verbatim: str, folder: Path, registry: Registry, *, resumed: bool, device: torch.device
+    resolved: str,
+    verbatim: str,
+    folder: Path,
+    registry: Registry,
+    start: Start | None,
+    *,
+    resumed: bool,
+    device: torch.device,
 ) -> None:
     """Make the run folder; of one that is there, say by which recipe it goes on."""
     import platform
@@ -190,6 +203,9 @@ def prepare(
         "plugins": {plugin.name: plugin.version or "-" for plugin in registry.plugins},
         "plugins_by_module": list(registry.extra_modules),
     }
+    if start is not None:
+        digest = {f"{start.weights}.safetensors": f"sha256:{start.digest()}"}
+        facts["start"] = {"folder": str(start.folder.absolute()), "weights": digest}
     create(folder, {RECIPE: verbatim, RESOLVED: resolved, RUN: tomli_w.dumps(facts)})
 
 
@@ -199,6 +215,7 @@ def work(
     folder: Path,
     registry: Registry,
     parts: Parts,
+    start: Start | None = None,
     *,
     device: torch.device,
     ranks: World,
@@ -213,7 +230,7 @@ def work(
     from mdmkit.train.logs import JSONLines, cut_back
     from mdmkit.train.loop import train
 
-    from .run_pictures import grids, measure
+    from .run_pictures import captions_of, grids, measure, reads_prompts, said, save_metrics
 
     plan = assemble.plan(recipe)
     info = RunInfo(folder=folder, recipe=recipe, seed=recipe.run.seed)
@@ -231,6 +248,10 @@ def work(
                 told.event(
                     told.step, "resumed", {"checkpoint": name, "set": list(sets), "torch": torch.__version__}
                 )
+            if start is not None:
+                told.event(0, "started_from", start.facts())
+                told.note(str(start))
+            told.padding(recipe, parts.nest)
             registry.hook.mdmkit_run_start(run=info)
 
         def on_step(step: int, metrics: dict[str, Any]) -> None:
@@ -267,7 +288,11 @@ def work(
 
             with ema.swap():
                 grids(recipe, registry, parts, folder, plan.steps, told, device)
-                measure(recipe, registry, parts, folder, device)
+                if recipe.evaluate.metrics and reads_prompts(parts.text):
+                    captions = captions_of(parts.dataset, recipe.evaluate.count)
+                    results = measure(recipe, registry, parts.nest, parts.text, captions, device)
+                    save_metrics(folder / "metrics.json", results)
+                    print(said(results), file=sys.stderr)
             told.event(plan.steps, "finished", {})
             write_report(folder)
             print(folder / "report.html")

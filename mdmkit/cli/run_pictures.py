@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,14 @@ from mdmkit.errors import MdmkitError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
 
     from .run_told import Told
 
-__all__ = ["grids", "measure"]
+__all__ = ["captions_of", "drawn", "grids", "measure", "reads_prompts", "said", "save_metrics"]
 
 
 def grids(
@@ -26,7 +27,7 @@ def grids(
     """Draw the recipe's prompts with the weights as they are now: one labelled grid a level."""
     from mdmkit.evaluate.grid import grid, grid_path, save_image
 
-    if not getattr(parts.text, "reads_prompts", True):
+    if not reads_prompts(parts.text):
         told.once(
             "no_grid", "no pictures are drawn: text features are packed and text.encoder names no encoder"
         )
@@ -34,7 +35,14 @@ def grids(
         return
     captions = list(recipe.sample.prompts) or captions_of(parts.dataset, recipe.sample.count)
     pyramids = drawn(
-        recipe, registry, parts, captions, device, seed=recipe.sample.seed, batch=recipe.sample.batch
+        recipe,
+        registry,
+        parts.nest,
+        parts.text,
+        captions,
+        device,
+        seed=recipe.sample.seed,
+        batch=recipe.sample.batch,
     )
     for level, (height, width) in enumerate(parts.resolutions):
         picture = grid([pyramid[level].cpu() for pyramid in pyramids], captions)
@@ -43,39 +51,62 @@ def grids(
             logger.images(step, f"level {level} ({height} x {width})", picture)
 
 
-def measure(recipe: Recipe, registry: Registry, parts: Any, folder: Path, device: torch.device) -> None:
-    """The recipe's metrics, over pictures drawn for captions of their own; written to metrics.json."""
+def measure(
+    recipe: Recipe,
+    registry: Registry,
+    nest: nn.Module,
+    text: Any,
+    captions: Sequence[str],
+    device: torch.device,
+) -> dict[str, Any]:
+    """What the recipe's metrics say of pictures drawn for captions, by "metric.name".
+
+    The pictures are others than those of the grids: their seeds lie a million further on.
+
+    Raises:
+        MdmkitError: a component refuses, as an encoder a caption, or a metric all of them.
+    """
     import torch
 
     from mdmkit import assemble
 
     metrics = assemble.metrics(recipe, registry, device=device)
-    if not metrics or not getattr(parts.text, "reads_prompts", True):
-        return
-    captions = captions_of(parts.dataset, recipe.evaluate.count)
+    seed, batch = recipe.sample.seed + 1_000_000, max(recipe.sample.batch, 64)
+    for first in range(0, len(captions), batch):  # not all pictures at once: there may be thousands
+        part = list(captions[first : first + batch])
+        pyramids = drawn(recipe, registry, nest, text, part, device, seed=seed + first, batch=batch)
+        top = torch.stack([pyramid[-1] for pyramid in pyramids])
+        for metric in metrics.values():
+            metric.update(top, part)
     results: dict[str, Any] = {}
-    pyramids = drawn(
-        recipe,
-        registry,
-        parts,
-        captions,
-        device,
-        seed=recipe.sample.seed + 1_000_000,
-        batch=max(recipe.sample.batch, 64),
-    )
-    top = torch.stack([pyramid[-1] for pyramid in pyramids])
     for name, metric in metrics.items():
-        metric.update(top, captions)
-        results |= {f"{name}.{key}": value for key, value in metric.result().items()}
-    (folder / "metrics.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    for key, value in results.items():
-        print(f"{key:40} {value:.4f}", file=sys.stderr)
+        try:
+            results |= {f"{name}.{key}": value for key, value in metric.result().items()}
+        except ValueError as error:  # as of captions that it cannot judge
+            raise MdmkitError(f"metric {name}: {error}") from error
+    return results
+
+
+def save_metrics(path: Path, results: Mapping[str, Any]) -> None:
+    """Write what was measured as JSON."""
+    path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def said(results: Mapping[str, Any]) -> str:
+    """What was measured, a line a number."""
+    return "\n".join(f"{key:40} {value:.4f}" for key, value in results.items())
+
+
+def reads_prompts(text: Any) -> bool:
+    """Whether pictures can be drawn for captions: packed features have an encoder for them, or not."""
+    return getattr(text, "reads_prompts", True)
 
 
 def drawn(
     recipe: Recipe,
     registry: Registry,
-    parts: Any,
+    nest: nn.Module,
+    text: Any,
     captions: list[str],
     device: torch.device,
     *,
@@ -94,12 +125,13 @@ def drawn(
     try:
         with autocast(recipe.run.precision, device):
             return draw(
-                parts.nest,
-                parts.text,
-                parts.objective.diffusion,
+                nest,
+                text,
+                assemble.diffusion(recipe, registry),
                 assemble.drawing(recipe, registry),
-                resolutions=parts.resolutions,
+                resolutions=assemble.resolutions(recipe),
                 captions=captions,
+                negative=recipe.sample.negative_prompt,
                 seed=seed,
                 batch=batch,
                 device=device,

@@ -1,4 +1,4 @@
-"""What a run that goes on starts from: its recipe and its newest checkpoint."""
+"""What a run starts from: a model folder; or, where it goes on, its own recipe and newest checkpoint."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from mdmkit.errors import WrongInput
 if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
+    from mdmkit.start import Start
     from mdmkit.train.state import Checkpoint
 
-__all__ = ["checkpoint_of", "resumed_recipe", "run_facts"]
+__all__ = ["checkpoint_of", "resumed_recipe", "run_facts", "start_of"]
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
@@ -38,6 +39,11 @@ def resumed_recipe(folder: Path, sets: Sequence[str], registry: Registry, *, all
     before = load(folder / RESOLVED, [], registry, allow_pipe=allow_pipe)
     now = load(folder / RESOLVED, sets, registry, allow_pipe=allow_pipe)
     fixed = [name for name in ("model", "text", "data") if getattr(before, name) != getattr(now, name)]
+    if before.run.start != now.run.start:
+        raise WrongInput(
+            f"--set changes run.start, which is read before the first step of {folder} only; "
+            "start a new run with another --out instead"
+        )
     if "data" in fixed and before.data.source == now.data.source:
         fixed.remove("data")  # workers and the like change no number
     if fixed:
@@ -46,6 +52,32 @@ def resumed_recipe(folder: Path, sets: Sequence[str], registry: Registry, *, all
             "start a new run with another --out instead"
         )
     return now
+
+
+def start_of(recipe: Recipe, folder: Path, registry: Registry, *, resumed: bool) -> Start | None:
+    """What the run starts from, None where it starts afresh or goes on from a checkpoint of its own.
+
+    Raises:
+        WrongInput: it is not there, does not fit, or is another than when the run was begun.
+    """
+    from mdmkit import start
+    from mdmkit.train.state import latest
+
+    if recipe.run.start is None:
+        return None
+    if not resumed:
+        return start.find(recipe, registry)
+    if latest(folder / "checkpoints") is not None:
+        return None
+    # stopped before its first checkpoint: it begins again, from the same weights
+    said = run_facts(folder).get("start", {})
+    found = start.find(recipe, registry, said.get("folder"))
+    if said and said["weights"] != {f"{found.weights}.safetensors": f"sha256:{found.digest()}"}:
+        raise WrongInput(
+            f"run.start: the weights in {found.folder} are not those that {folder} began with, and it has no "
+            "checkpoint yet; start a new run with another --out"
+        )
+    return found
 
 
 def checkpoint_of(folder: Path, recipe: Recipe, registry: Registry, *, talk: bool) -> Checkpoint | None:

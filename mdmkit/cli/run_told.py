@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mdmkit.recipe.schema import Recipe
     from mdmkit.train.logs import Progress
 
 __all__ = ["Told"]
@@ -54,6 +55,15 @@ class Told:
         elif event == "bad_step":
             self.note(
                 f"step {step} is skipped: its loss or gradient is not finite ({facts['in_row']} in a row)"
+            )
+
+    def padding(self, recipe: Recipe, nest: Any) -> None:
+        """Say where captions are padded to their batch and the network looks at that."""
+        pad = getattr(recipe.text.settings, "pad", "max") if recipe.text else "max"
+        if getattr(nest, "sees_padding", False) and pad != "max":
+            self.note(
+                f'text.pad = "{pad}" pads to the longest caption of a micro-batch, and the network looks at '
+                'padding: numbers depend on ranks and train.accumulate; with text.pad = "max" they do not'
             )
 
     def once(self, what: str, line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +11,14 @@ import typer
 
 from mdmkit.errors import WrongInput
 
-from .options import Plugins, Sets, open_registry
+from .open_model import Model, Weights, check_weights, open_model
+from .options import Plugins, Sets
 
 if TYPE_CHECKING:
     import torch
 
+    from mdmkit.recipe.schema import Recipe
+    from mdmkit.sampling.conditions import Conditions
 
 __all__ = ["command"]
 
@@ -22,8 +26,14 @@ __all__ = ["command"]
 def command(
     sets: Sets,
     plugins: Plugins,
-    model: Annotated[Path, typer.Argument(help="a run folder, or a model folder (a checkpoint is one)")],
+    model: Model,
     prompt: Annotated[list[str] | None, typer.Option(help="a caption; may be given often")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="the text that guidance leads away from; the recipe's where not given")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="draw for the text features of this safetensors file, no prompts")
+    ] = None,
     count: Annotated[int, typer.Option(help="pictures a prompt")] = 1,
     levels: Annotated[int | None, typer.Option(help="run only the inner levels, at their cost")] = None,
     steps: Annotated[int | None, typer.Option(help="denoising steps; the recipe's where not given")] = None,
@@ -35,36 +45,28 @@ def command(
     ] = None,
     intermediate: Annotated[int, typer.Option(help="also keep so many predictions on the way")] = 0,
     noise_device: Annotated[str | None, typer.Option(help="cpu: the same picture on every device")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="ema (averaged) or model (as trained); averaged where there are both")
-    ] = None,
+    weights: Weights = None,
 ) -> None:
     """Draw pictures for captions at every level: a labelled grid a level, and each picture as a PNG."""
     from mdmkit import assemble
     from mdmkit.evaluate.grid import save_grid, save_picture
-    from mdmkit.model_folder import GROUPS, find, load
-    from mdmkit.recipe import load as load_recipe
+    from mdmkit.model_folder import load
     from mdmkit.sampling.draw import draw
-    from mdmkit.train.folder import RESOLVED, free_name, one_line_disk_errors, refuse_full
+    from mdmkit.train.folder import free_name, one_line_disk_errors, refuse_full
     from mdmkit.train.memory import one_line_memory_errors
     from mdmkit.train.parallel import autocast, pick_device
-
-    from .run_resume import run_facts
 
     for name, value in (("--count", count), ("--steps", steps), ("--levels", levels)):
         if value is not None and value < 1:
             raise WrongInput(f"sample {name}: expected a number of at least 1, got {value}")
-    if weights not in (None, *GROUPS):
-        raise WrongInput(f"sample --weights: expected {' or '.join(GROUPS)}, got '{weights}'")
+    check_weights("sample", weights)
     if noise_device not in (None, "cpu"):
         raise WrongInput(
             f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'"
         )
-    folder = find(model)
     given = {"sample.steps": steps, "sample.seed": seed}
     overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
-    registry = open_registry(list(dict.fromkeys([*run_facts(folder).get("plugins_by_module", []), *plugins])))
-    recipe = load_recipe(folder / RESOLVED, overrides, registry, allow_pipe=True)  # no data is read
+    folder, recipe, registry = open_model(model, overrides, plugins, allow_pipe=True)  # no data is read
     if levels is not None and levels > len(recipe.model.levels):
         most = len(recipe.model.levels)
         raise WrongInput(f"sample --levels: expected 1 to {most}, got {levels}: the model has no more")
@@ -73,27 +75,34 @@ def command(
         raise WrongInput(
             f"sample --intermediate: expected 0 to {most}, fewer than the steps, got {intermediate}"
         )
-    if prompt and recipe.text is None:
-        raise WrongInput("sample --prompt: the model reads no text (its recipe has no [text]); leave it out")
-    prompts = list(prompt or (recipe.sample.prompts if recipe.text else ()))
+    refuse_text(recipe, {"--prompt": prompt, "--negative-prompt": negative_prompt, "--features": features})
+    conditions = conditions_of(features, recipe) if features else None
+    if conditions is not None:
+        prompts = [f"row {row}" for row in range(conditions.pictures)]
+        conditions = conditions.rows([row for row in range(len(prompts)) for _ in range(count)], "cpu")
+    else:
+        prompts = list(prompt or (recipe.sample.prompts if recipe.text else ()))
     if not prompts and recipe.text is not None:
         raise WrongInput("sample: give at least one --prompt (the recipe has no sample.prompts)")
     captions = [caption for caption in prompts or [""] for _ in range(count)]
+    negative = recipe.sample.negative_prompt if negative_prompt is None else negative_prompt
     target = out or free_name(model, "drawn")
     refuse_full(target)
     device = pick_device(recipe.run.device)
     resolutions = assemble.resolutions(recipe, levels)
-    kept: dict[int, list[tuple[torch.Tensor, ...]]] = {}
+    kept: dict[int, dict[int, tuple[torch.Tensor, ...]]] = {}
     wanted = {round((i + 1) * recipe.sample.steps / (intermediate + 1)) for i in range(intermediate)}
 
-    def keep(first: int, step: int, at: Any, said: Any) -> None:
+    def keep(indices: Sequence[int], step: int, at: Any, said: Any) -> None:
         if step in wanted:
-            rows = [tuple(level[i].cpu() for level in said.x0) for i in range(len(said.x0[0]))]
-            kept.setdefault(step, []).extend(rows)
+            rows = {i: tuple(level[row].cpu() for level in said.x0) for row, i in enumerate(indices)}
+            kept.setdefault(step, {}).update(rows)
 
     with one_line_disk_errors(target), one_line_memory_errors("lower sample.batch, or draw fewer --levels"):
         target.mkdir(parents=True, exist_ok=True)  # before the work: it may be refused
-        nest, text = load(folder, recipe, registry, device=device, weights=weights)
+        nest, text = load(
+            folder, recipe, registry, device=device, weights=weights, encoder=conditions is None
+        )
         try:
             with autocast(recipe.run.precision, device):
                 pyramids = draw(
@@ -103,6 +112,8 @@ def command(
                     assemble.drawing(recipe, registry),
                     resolutions=resolutions,
                     captions=captions,
+                    negative=negative,
+                    conditions=conditions,
                     seed=recipe.sample.seed,
                     batch=recipe.sample.batch,
                     device=device,
@@ -119,8 +130,59 @@ def command(
             print(path)
             for step, rows in sorted(kept.items()):
                 way = target / f"grid-level-{r}-{height}x{width}-after-{step:04d}.png"
-                save_grid(way, [row[r] for row in rows], captions)
+                save_grid(way, [rows[i][r] for i in range(len(rows))], captions)
                 print(way)
         for i, pyramid in enumerate(pyramids):
             save_picture(target / f"picture-{recipe.sample.seed + i:05d}.png", pyramid[-1].cpu())
     print(f"{len(pyramids)} pictures in {target}", file=sys.stderr)
+
+
+def refuse_text(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Refuse options about text that nothing would read.
+
+    Raises:
+        WrongInput: there is one.
+    """
+    there = [name for name, value in given.items() if value not in (None, [])]
+    if there and recipe.text is None:
+        raise WrongInput(
+            f"sample {there[0]}: the model reads no text (its recipe has no [text]); leave it out"
+        )
+    if "--features" in there and len(there) > 1:
+        raise WrongInput(
+            f"sample {there[0]}: --features brings the text of every picture, the negative one too; "
+            "leave one of the two out"
+        )
+    if "--negative-prompt" in there and not recipe.sample.guidance:
+        raise WrongInput(
+            "sample --negative-prompt: nothing leads away from it, as the recipe has no sample.guidance; "
+            "add --set 'sample.guidance=[{use=\"cfg\", scale=5.0}]'"
+        )
+
+
+def conditions_of(file: Path, recipe: Recipe) -> Conditions:
+    """The stored features to draw for.
+
+    Raises:
+        WrongInput: there are none, or they do not fit the model.
+    """
+    from mdmkit import assemble
+    from mdmkit.sampling.conditions import read
+
+    try:
+        conditions = read(file)
+    except ValueError as error:
+        raise WrongInput(f"sample --features: {error}") from error
+    width = assemble.cond_dim(recipe)
+    assert conditions.cond is not None
+    if conditions.cond.shape[2] != width:
+        raise WrongInput(
+            f"sample --features: {file}: expected features of width {width}, which the model is built for, "
+            f"got {conditions.cond.shape[2]}"
+        )
+    if recipe.sample.guidance and conditions.uncond is None:
+        raise WrongInput(
+            f"sample --features: {file}: has no negative_features, which guidance leads away from; add them "
+            "(those of the empty prompt), or draw without: --set 'sample.guidance=[]'"
+        )
+    return conditions

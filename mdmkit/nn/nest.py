@@ -151,6 +151,11 @@ class NestedUNet(nn.Module):
         core, *shells = self.levels
         return cast(Core, core), cast("list[Shell]", shells)
 
+    @property
+    def sees_padding(self) -> bool:
+        """Whether a level looks at padding, so that the padded length of the text changes predictions."""
+        return any(not getattr(level, "masked_cross_attention", True) for level in self.levels)
+
     def blocks(self) -> Iterator[nn.Module]:
         """The modules that are run again by use_checkpoint, and are worth compiling, one by one."""
         for module in self.modules():

@@ -105,6 +105,10 @@ def micro_batches_divide(train: Train) -> Iterator[Problem]:
 def prompts_need_text(sample: Sample, text: Use | None) -> Iterator[Problem]:
     if sample.prompts and text is None:
         yield Problem("sample.prompts", "prompts need a text encoder; add a [text] table")
+    if sample.negative_prompt and text is None:
+        yield Problem("sample.negative_prompt", "needs a text encoder; add a [text] table")
+    elif sample.negative_prompt and not sample.guidance:
+        yield Problem("sample.negative_prompt", "nothing leads away from it; add sample.guidance")
 
 
 def core_and_text_agree(model: Model, text: Use | None) -> Iterator[Problem]:
@@ -118,6 +122,26 @@ def core_and_text_agree(model: Model, text: Use | None) -> Iterator[Problem]:
         for name in ("cond_width", "text_layers"):
             if getattr(core, name, None):
                 yield Problem(("model", "levels", 0, name), "needs a text encoder; add a [text] table")
+
+
+def padding_is_the_same_for_all(model: Model, text: Use | None) -> Iterator[Problem]:
+    """A core that looks at padding must not see how long the other captions of a batch are."""
+    if text is None or not model.levels:
+        return
+    if getattr(model.levels[0].network.settings, "masked_cross_attention", True):
+        return
+    if getattr(text.settings, "max_tokens", 1) is None:
+        yield Problem(
+            "text.max_tokens",
+            "without it padding depends on the batch, and the core looks at padding "
+            "(masked_cross_attention = false); say that of the encoder that the data were packed with",
+        )
+    if getattr(text.settings, "pad", None) == "batch":
+        yield Problem(
+            "text.pad",
+            "'batch' makes a caption's padding depend on the captions beside it, and the core looks at "
+            "padding (masked_cross_attention = false); say 'max', or 'exact' to draw as released models do",
+        )
 
 
 def guidance_needs_dropout(sample: Sample, train: Train, text: Use | None) -> Iterator[Problem]:
@@ -171,6 +195,7 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     micro_batches_divide,
     prompts_need_text,
     core_and_text_agree,
+    padding_is_the_same_for_all,
     guidance_needs_dropout,
     requirements_hold,
     shells_are_allowed,

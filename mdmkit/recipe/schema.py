@@ -19,6 +19,9 @@ class Run:
     device: str = opt("auto", "auto: CUDA where there is one, else the CPU; or cpu, cuda, cuda:1")
     precision: str = opt("fp32", "bf16: autocast where the device has it", choices=("fp32", "bf16"))
     compile: bool = opt(False, "torch.compile each block")
+    start: str | None = opt(
+        None, "a model or run folder whose levels the run starts from; new ones grow on top"
+    )
     threads: int | None = opt(None, "CPU threads of torch; as torch chooses where not given", ge=1)
 
 
@@ -107,6 +110,7 @@ class Sample:
     guidance: tuple[Use, ...] = slot("guidance", (), "applied in order")
     threshold: Use = slot("threshold", "clip", "keeps predicted pictures in range")
     prompts: tuple[str, ...] = opt((), "captions of the sample grid; from the data where empty")
+    negative_prompt: str = opt("", "the text that guidance leads away from")
     count: int = opt(16, "pictures in the grid where no prompts are given", ge=1)
     batch: int = opt(16, "pictures drawn at a time; changes no picture", ge=1)
     seed: int = opt(0, "picture i has seed + i", ge=0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mdmkit.diffusion import Diffusion, NoiseLevel
 
+from .conditions import Conditions, Encode, encoded, stored
 from .denoise import Denoised, Denoiser
 from .guidance import Guidance
 from .rules import Rule
@@ -36,36 +37,38 @@ class Drawing:
 @torch.no_grad()
 def draw(
     nest: nn.Module,
-    text: Callable[[Sequence[str]], tuple[Tensor, Tensor]] | None,
+    text: Encode | None,
     diffusion: Diffusion,
     drawing: Drawing,
     *,
     resolutions: Sequence[tuple[int, int]],
-    captions: Sequence[str],
+    captions: Sequence[str] = (),
+    negative: str = "",
+    conditions: Conditions | None = None,
     seed: int = 0,
     batch: int = 16,
     device: torch.device | str = "cpu",
     noise_device: torch.device | str | None = None,
-    callback: Callable[[int, int, NoiseLevel, Denoised], None] | None = None,
+    callback: Callable[[Sequence[int], int, NoiseLevel, Denoised], None] | None = None,
 ) -> list[tuple[Tensor, ...]]:
     """One pyramid of pictures (3, H_r, W_r) in [-1, 1], low to high, a caption; picture i has seed + i.
 
-    `resolutions` are those of the inner levels to run (all of them for full pictures). `callback(first, step,
-    at, denoised)` sees the predictions on the way for the pictures from index `first` on. A picture depends
-    on its caption and seed only, not on `batch` or on its neighbours.
+    `resolutions` are those of the inner levels to run (all of them for full pictures). Guidance leads away
+    from the text `negative`. `conditions`: features to draw for, in the place of captions and encoder.
+    `callback(indices, step, at, denoised)` sees the predictions on the way for the pictures of a batch. A
+    picture depends on its caption, `negative` and its seed only, not on `batch` or on its neighbours.
     """
-    pictures: list[tuple[Tensor, ...]] = []
+    drawn: dict[int, tuple[Tensor, ...]] = {}
     training = nest.training
     nest.eval()
     try:
-        for first in range(0, len(captions), batch):
-            part = list(captions[first : first + batch])
-            cond = uncond = (None, None)
-            if text is not None:
-                cond, uncond = text(part), text([""] * len(part))
-            denoise = Denoiser(
-                nest, diffusion, cond=cond[0], cond_mask=cond[1], uncond=uncond[0], uncond_mask=uncond[1]
-            )
+        if conditions is not None:
+            batches = stored(conditions, batch=batch, device=device)
+        else:
+            apart = getattr(nest, "sees_padding", False)
+            batches = encoded(text, captions, negative, batch=batch, apart=apart)
+        for indices, told in batches:
+            denoise = Denoiser(nest, diffusion, **told._asdict())
             wrapped: Any = denoise
             for guidance in drawing.guidance:
                 wrapped = guidance.wrap(wrapped)
@@ -73,16 +76,16 @@ def draw(
                 wrapped,
                 diffusion,
                 shapes=[(3, *size) for size in resolutions],
-                seeds=[seed + first + i for i in range(len(part))],
+                seeds=[seed + i for i in indices],
                 rule=drawing.rule,
                 steps=drawing.steps,
                 spacing=drawing.spacing,
                 threshold=drawing.threshold,
                 device=device,
                 noise_device=noise_device,
-                callback=None if callback is None else partial(callback, first),
+                callback=None if callback is None else partial(callback, indices),
             )
-            pictures += [tuple(level[i] for level in z) for i in range(len(part))]
+            drawn |= {i: tuple(level[row] for level in z) for row, i in enumerate(indices)}
     finally:
         nest.train(training)
-    return pictures
+    return [drawn[i] for i in range(len(drawn))]

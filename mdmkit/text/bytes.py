@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoder import TextEncoder, padded_length
+from .encoder import TextEncoder, check_pad, padded_length
 
 __all__ = ["BytesEncoder", "caption_bytes"]
 
@@ -21,8 +21,7 @@ class BytesEncoder(TextEncoder):
     """A feature for the start token and for every byte of the caption; nothing to download.
 
     Pre-norm transformer with learned positions and full attention. Captions longer than `max_tokens - 1`
-    bytes are cut between characters, and counted in `truncated`. The length is that of the longest caption
-    of the batch, rounded up to a multiple of 8.
+    bytes are cut between characters, and counted in `truncated`. `pad`: see `padded_length`.
     """
 
     trainable = True
@@ -34,6 +33,7 @@ class BytesEncoder(TextEncoder):
         layers: int = 2,
         heads: int = 4,
         max_tokens: int = 64,
+        pad: str = "batch",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -42,8 +42,10 @@ class BytesEncoder(TextEncoder):
             raise ValueError(f"heads={heads} does not divide width={width}")
         if max_tokens < 1:
             raise ValueError(f"expected max_tokens >= 1, got {max_tokens}")
+        check_pad(pad)
         self.width = width
         self.max_tokens = max_tokens
+        self.pad = pad
         self.tokens = nn.Embedding(257, width, device=device, dtype=dtype)
         self.positions = nn.Embedding(max_tokens, width, device=device, dtype=dtype)
         self.layers = nn.ModuleList(
@@ -60,9 +62,8 @@ class BytesEncoder(TextEncoder):
             len(text) < len(_utf8(caption)) for text, caption in zip(texts, captions, strict=True)
         )
         lengths = [1 + len(text) for text in texts]
-        ids = np.full(
-            (len(texts), padded_length(max(lengths, default=1), self.max_tokens)), PAD, dtype=np.int64
-        )
+        length = padded_length(max(lengths, default=1), self.max_tokens, self.pad)
+        ids = np.full((len(texts), length), PAD, dtype=np.int64)
         ids[:, 0] = START
         for row, text in zip(ids, texts, strict=True):
             row[1 : 1 + len(text)] = np.frombuffer(text, dtype=np.uint8)

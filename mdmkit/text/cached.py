@@ -20,6 +20,9 @@ class CachedEncoder(TextEncoder):
     come from `hold_empty` (the dataset has them), else from the file `empty` (safetensors with `features`
     (L, D) and `mask` (L,)), else from `encoder`.
 
+    `max_tokens`: features and masks are padded to so many tokens; where not given, to the longest of a batch,
+    which a network that looks at padding would see. ValueError for longer ones.
+
     `encoder` makes the encoder that the data was packed with; it is loaded when a prompt is first encoded,
     so that training never holds it. Without it, `encode` knows the empty caption alone: ValueError for any
     other.
@@ -32,6 +35,7 @@ class CachedEncoder(TextEncoder):
         *,
         width: int,
         empty: str | None = None,
+        max_tokens: int | None = None,
         encoder: Callable[..., TextEncoder] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -39,6 +43,7 @@ class CachedEncoder(TextEncoder):
         super().__init__()
         self.width = width
         self.empty = empty
+        self.max_tokens = max_tokens
         self._place: Tensor  # empty: it knows the device and dtype that .to() has moved this module to
         self.register_buffer("_place", torch.empty(0, device=device, dtype=dtype), persistent=False)
         self._make = encoder
@@ -69,25 +74,35 @@ class CachedEncoder(TextEncoder):
                 "name the encoder that the data was packed with in the setting `encoder`"
             )
         if prompts or self._empty_source() == "encoder":
-            return self._whole_encoder().encode(captions)
-        features, mask = self._held()
+            return self._padded(*self._whole_encoder().encode(captions))
+        features, mask = self._padded(*(x.unsqueeze(0) for x in self._held()))
         return features.expand(len(captions), -1, -1), mask.expand(len(captions), -1)
 
     def dropped(self, features: Tensor, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """A batch's features (B, L, D) and mask (B, L), with the empty caption's where `rows` (B,) is true.
 
-        L grows where the empty caption is longer.
+        L becomes `max_tokens` where that is given, and else grows where the empty caption is longer.
         """
         if features.shape[-1] != self.width:
             raise ValueError(
                 f"the data's text features have width {features.shape[-1]}, expected {self.width}"
             )
+        features, mask = self._padded(features.to(self._place), mask.to(self._place.device))
+        if not rows.any():  # the empty caption may not be known
+            return features, mask
         empty, empty_mask = self.encode([""])
         length = max(features.shape[1], empty.shape[1])
-        features, empty = (_longer(x, length).to(self._place) for x in (features, empty))
-        mask, empty_mask = (_longer(x, length).to(self._place.device) for x in (mask, empty_mask))
+        features, empty, mask, empty_mask = (
+            _longer(x, length) for x in (features, empty, mask, empty_mask)
+        )
         rows = rows.to(mask.device).unsqueeze(1)
         return torch.where(rows.unsqueeze(2), empty, features), torch.where(rows, empty_mask, mask)
+
+    def _padded(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        length = self.max_tokens or features.shape[1]
+        if features.shape[1] > length:
+            raise ValueError(f"text features of {features.shape[1]} tokens, more than max_tokens = {length}")
+        return _longer(features, length), _longer(mask, length)
 
     def _empty_source(self) -> str:
         if self._empty is not None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["TextEncoder", "padded_length"]
+__all__ = ["PADS", "TextEncoder", "check_pad", "padded_length"]
+
+PADS = ("batch", "exact", "max")
 
 
 class TextEncoder(nn.Module):
@@ -34,6 +36,20 @@ class TextEncoder(nn.Module):
         return self.encode(captions)
 
 
-def padded_length(longest: int, limit: int) -> int:
-    """The next multiple of 8, at most `limit`: what follows sees few shapes, which caches better."""
-    return min(-(-longest // 8) * 8, limit)
+def padded_length(longest: int, limit: int, pad: str = "batch") -> int:
+    """How long the captions of a batch become, the longest of which has so many tokens, at most `limit`.
+
+    "batch": the next multiple of 8: what follows sees few shapes, which caches better. "exact": as long as
+    the longest is, as the released models have it. "max": always `limit`, whatever the batch; a network that
+    looks at padding (`masked_cross_attention = false`) needs it in training, or a caption's batch mates
+    change what is learned from it.
+    """
+    if pad == "max":
+        return limit
+    return min(longest if pad == "exact" else -(-longest // 8) * 8, limit)
+
+
+def check_pad(pad: str) -> None:
+    """ValueError for a way of padding that is not known."""
+    if pad not in PADS:
+        raise ValueError(f"expected pad to be one of {', '.join(PADS)}, got {pad!r}")

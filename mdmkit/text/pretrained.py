@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mdmkit.errors import MdmkitError, WrongInput
 
-from .encoder import TextEncoder, padded_length
+from .encoder import TextEncoder, check_pad, padded_length
 from .loading import Loaded, load
 
 __all__ = ["HFEncoder", "T5Encoder"]
@@ -26,7 +26,7 @@ class HFEncoder(TextEncoder):
     is used of encoder-decoders and of CLIP. `model` is a folder, or a hub id (downloaded at the first use,
     then cached), there at `revision`. `width` is checked against the encoder when it is loaded. `precision`
     is that of the encoder's weights and arithmetic, whatever autocast is around it; features come in
-    `dtype` (float32 where not given).
+    `dtype` (float32 where not given). `pad`: see `padded_length`.
 
     The empty caption is what the tokenizer makes of "": its special tokens (`</s>` for T5, `[CLS] [SEP]`
     for BERT); of a tokenizer without any, one padding token. Captions longer than `max_tokens`, special
@@ -49,6 +49,7 @@ class HFEncoder(TextEncoder):
         max_tokens: int = 128,
         layer: str = "last",
         precision: str = "fp32",
+        pad: str = "batch",
         revision: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -58,11 +59,13 @@ class HFEncoder(TextEncoder):
             raise ValueError(f"expected layer to be one of {', '.join(LAYERS)}, got {layer!r}")
         if precision not in PRECISIONS:
             raise ValueError(f"expected precision to be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        check_pad(pad)
         self.model = model
         self.width = width
         self.max_tokens = max_tokens
         self.layer = layer
         self.precision = precision
+        self.pad = pad
         self.revision = revision
         self._place: Tensor  # empty: it knows the device and dtype that .to() has moved this module to
         self.register_buffer("_place", torch.empty(0, device=device, dtype=dtype), persistent=False)
@@ -96,7 +99,7 @@ class HFEncoder(TextEncoder):
         assert self._loaded is not None
         tokenizer, encoder = self._loaded
         rows = self._tokens(tokenizer, captions)
-        length = padded_length(max(map(len, rows), default=1), self.max_tokens)
+        length = padded_length(max(map(len, rows), default=1), self.max_tokens, self.pad)
         ids = torch.full((len(rows), length), _padding_token(tokenizer), dtype=torch.int64)
         for row, tokens in zip(ids, rows, strict=True):
             row[: len(tokens)] = torch.tensor(tokens)
@@ -165,6 +168,7 @@ class T5Encoder(HFEncoder):
         max_tokens: int = 128,
         layer: str = "last",
         precision: str = "fp32",
+        pad: str = "batch",
         revision: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -175,6 +179,7 @@ class T5Encoder(HFEncoder):
             max_tokens=max_tokens,
             layer=layer,
             precision=precision,
+            pad=pad,
             revision=revision,
             device=device,
             dtype=dtype,

@@ -33,8 +33,7 @@ def text_conditions(
                 "or data.features = false"
             )
         cond, mask = batch.features.to(device).float(), batch.features_mask.to(device)
-        if any(drop):
-            cond, mask = text.dropped(cond, mask, torch.tensor(drop))  # type: ignore[operator]
+        cond, mask = text.dropped(cond, mask, torch.tensor(drop))  # type: ignore[operator]
         return {"cond": cond, "cond_mask": mask}
     captions = ["" if gone else caption for gone, caption in zip(drop, batch.captions, strict=True)]
     if getattr(text, "trainable", False):

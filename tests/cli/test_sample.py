@@ -7,9 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from mdmkit import assemble, model_folder
 from mdmkit.nn import UNetCore, UNetShell
+from mdmkit.plugins import load_registry
+from mdmkit.recipe import load
+from mdmkit.text import BytesEncoder
 from tests.train import tiny
 
 
@@ -113,10 +119,7 @@ def test_inner_levels_alone_never_run_a_shell(
 
 
 def test_the_inner_picture_is_that_of_the_core_alone(run: Path, tmp_path: Path) -> None:
-    from mdmkit import assemble, model_folder
     from mdmkit.evaluate.grid import save_picture
-    from mdmkit.plugins import load_registry
-    from mdmkit.recipe import load
     from mdmkit.sampling.draw import draw
 
     registry = load_registry()
@@ -162,9 +165,116 @@ def test_weights_as_trained_differ_from_the_average(run: Path, tmp_path: Path) -
     assert not np.array_equal(one, other)
 
 
+GUIDED = ("--set", 'sample.guidance=[{use="cfg", scale=3.0}]')
+
+
+def test_guidance_leads_away_from_a_negative_prompt(run: Path, tmp_path: Path) -> None:
+    """On the command line or in the recipe; the recipe's is the empty text."""
+    given = {
+        "empty": (),
+        "said": ("--negative-prompt", ""),
+        "blue": ("--negative-prompt", "a blue ring"),
+        "recipe": ("--set", 'sample.negative_prompt="a blue ring"'),
+    }
+    seen = {}
+    for name, more in given.items():
+        out = tmp_path / name
+        assert tiny.here("sample", run, "--prompt", "a star", *GUIDED, *more, "--out", out).code == 0
+        seen[name] = pixels(out / "picture-00000.png")
+    assert np.array_equal(seen["empty"], seen["said"])
+    assert np.array_equal(seen["blue"], seen["recipe"])
+    assert not np.array_equal(seen["empty"], seen["blue"])
+
+
+def save_features(run: Path, path: Path, captions: list[str], negative: str) -> None:
+    """What the model's own encoder makes of captions, as --features reads it."""
+    registry = load_registry()
+    recipe = load(run / "recipe.resolved.toml", [], registry)
+    _, text = model_folder.load(model_folder.find(run), recipe, registry)
+    assert text is not None
+    with torch.no_grad():
+        (features, mask), (away, away_mask) = text(captions), text([negative])
+    tensors = {"features": features, "mask": mask.to(torch.uint8)}
+    tensors |= {"negative_features": away[0], "negative_mask": away_mask[0].to(torch.uint8)}
+    save_file({name: x.clone().contiguous() for name, x in tensors.items()}, path)
+
+
+def test_stored_features_stand_for_prompts(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pictures, and no encoder on the way."""
+    captions = ["a red star", "a blue ring"]
+    save_features(run, tmp_path / "text.safetensors", captions, "a square")
+    prompts = [word for caption in captions for word in ("--prompt", caption)]
+    more = ("--count", "2", *GUIDED)
+    done = tiny.here("sample", run, *prompts, "--negative-prompt", "a square", *more, "--out", tmp_path / "a")
+    assert done.code == 0, done.err
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the encoder was used")
+
+    monkeypatch.setattr(BytesEncoder, "encode", refuse)
+    file = tmp_path / "text.safetensors"
+    done = tiny.here("sample", run, "--features", file, *more, "--out", tmp_path / "b")
+    assert done.code == 0, done.err
+    assert names(tmp_path / "a") == names(tmp_path / "b")
+    for i in range(4):
+        name = f"picture-{i:05d}.png"
+        assert abs(pixels(tmp_path / "a" / name) - pixels(tmp_path / "b" / name)).max() <= 1
+
+
+def test_a_frozen_encoder_is_not_loaded_for_stored_features(tmp_path: Path) -> None:
+    """It need not even be there: 11 GB of FLAN-T5-XL for whoever has the features."""
+    registry = load_registry()
+    text = '[text]\nuse = "t5"\nmodel = "/no/such/folder"\nwidth = 16\nmax_tokens = 24\n'
+    start, _, rest = tiny.RECIPE.partition("[text]")
+    recipe = load(
+        tiny.write_recipe(tmp_path, start + text + rest[rest.index("[[model.levels]]") :]), [], registry
+    )
+    nest = assemble.nest(recipe, registry)
+    model_folder.write(tmp_path / "model", recipe, dict(nest.named_parameters()), {})
+    save_file({"features": torch.randn(3, 24, 16)}, tmp_path / "text.safetensors")
+    done = tiny.here("sample", tmp_path / "model", "--features", tmp_path / "text.safetensors")
+    assert done.code == 0, done.err
+    assert len(names(tmp_path / "model" / "drawn")) == 5
+    done = tiny.here("sample", tmp_path / "model", "--prompt", "x", "--out", tmp_path / "out")
+    assert (done.code, done.err) == (
+        2,
+        "/no/such/folder: no such folder; expected a hub id or a model's folder\n",
+    )
+
+
+def test_features_that_do_not_fit_are_one_line(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text.safetensors"
+    save_file({"features": torch.randn(1, 3, 17)}, file)
+    assert tiny.here("sample", run, "--features", file, "--out", tmp_path / "out") == (
+        2,
+        "",
+        f"sample --features: {file}: expected features of width 16, which the model is built for, got 17\n",
+    )
+    save_file({"features": torch.randn(1, 3, 16)}, file)
+    assert tiny.here("sample", run, "--features", file, *GUIDED, "--out", tmp_path / "out") == (
+        2,
+        "",
+        (
+            f"sample --features: {file}: has no negative_features, which guidance leads away from; add them "
+            "(those of the empty prompt), or draw without: --set 'sample.guidance=[]'\n"
+        ),
+    )
+    done = tiny.here("sample", run, "--features", tmp_path, "--out", tmp_path / "out")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (("--prompt", "x", "--negative-prompt", "y"),
+         "sample --negative-prompt: nothing leads away from it, as the recipe has no sample.guidance; "
+         "add --set 'sample.guidance=[{use=\"cfg\", scale=5.0}]'"),
+        (("--prompt", "x", "--features", "y"),
+         "sample --prompt: --features brings the text of every picture, the negative one too; "
+         "leave one of the two out"),
         (("--prompt", "x", "--count", "0"), "sample --count: expected a number of at least 1, got 0"),
         (("--prompt", "x", "--levels", "3"),
          "sample --levels: expected 1 to 2, got 3: the model has no more"),
@@ -233,3 +343,9 @@ def test_a_model_without_text_draws_and_refuses_prompts(tmp_path: Path) -> None:
         "",
         "sample --prompt: the model reads no text (its recipe has no [text]); leave it out\n",
     )
+    for option in ("--negative-prompt", "--features"):
+        assert tiny.here("sample", run, option, "x") == (
+            2,
+            "",
+            f"sample {option}: the model reads no text (its recipe has no [text]); leave it out\n",
+        )

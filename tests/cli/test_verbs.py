@@ -91,7 +91,7 @@ def test_check_says_ok_on_stdout_and_problems_on_stderr(cli: Cli, full: Path, mi
     code, out, err = cli("check", minimal, broken, full)
     assert (code, out) == (2, f"{minimal}: ok\n{full}: ok\n")
     assert err.splitlines() == [
-        f"{broken}:7: run.sead: unknown key; did you mean 'seed'? (known: compile, device, precision, seed, threads)",
+        f"{broken}:7: run.sead: unknown key; did you mean 'seed'? (known: compile, device, precision, seed, start, threads)",
         f"{broken}:51: sample.steps: expected int >= 1, got 0",
     ]
 
@@ -162,7 +162,7 @@ def test_explain_a_key(cli: Cli, full: Path, path: str, sets: list[str], expecte
     [
         (
             "run.sead",
-            "run has no key 'sead'; did you mean 'seed'? (known: compile, device, precision, seed, threads)",
+            "run has no key 'sead'; did you mean 'seed'? (known: compile, device, precision, seed, start, threads)",
         ),
         ("model.levels[2]", "model.levels has 2 entries"),
         ("run[0]", "run is not a list"),

@@ -78,6 +78,25 @@ def test_what_is_not_there_is_said(make, captions, message):
         make()(captions)
 
 
+def test_everything_is_padded_to_a_stated_length():
+    """Rows of any batch, the empty caption and prompts: a network that looks at padding needs it."""
+    encode = CachedEncoder(width=WIDTH, max_tokens=9, encoder=packed_by)
+    encode.hold_empty(torch.full((2, WIDTH), 7.0), torch.tensor([True, False]))
+    features, mask = torch.randn(3, 4, WIDTH), torch.ones(3, 4).bool()
+    for rows in (torch.tensor([False] * 3), torch.tensor([False, True, False])):
+        new, new_mask = encode.dropped(features, mask, rows)
+        assert (new.shape, new_mask.shape) == ((3, 9, WIDTH), (3, 9))
+        torch.testing.assert_close(new[0, :4], features[0], rtol=0, atol=0)
+        assert not new_mask[:, 4:].any()
+        assert not new[:, 4:].any()
+    for captions in ([""], ["a star", ""]):
+        assert encode(captions)[0].shape == (len(captions), 9, WIDTH)
+    with pytest.raises(ValueError, match="text features of 10 tokens, more than max_tokens = 9"):
+        encode.dropped(torch.randn(1, 10, WIDTH), torch.ones(1, 10).bool(), torch.tensor([False]))
+    # what is not known is not asked for where no row is dropped
+    CachedEncoder(width=WIDTH).dropped(features, mask, torch.tensor([False] * 3))
+
+
 def test_features_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"expected features \(L, 8\)"):
         CachedEncoder(width=WIDTH).hold_empty(torch.zeros(2, 9), torch.ones(2))

@@ -144,6 +144,35 @@ def test_half_precision_gives_full_precision_features(t5_folder):
     assert 0 < (half - full).abs().max() < 0.5 * full.abs().max()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_features_as_released_models_were_trained_with(t5_folder, precision):
+    """transformers' own last hidden state: 128 tokens, </s> at the end, padding masked and zeroed."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(t5_folder)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    encoder = transformers.T5EncoderModel.from_pretrained(t5_folder, dtype=dtype).eval()
+    long = ["star " * 200]
+    how = {"padding": "max_length", "truncation": True, "max_length": 128, "return_tensors": "pt"}
+    given = tokenizer(CAPTIONS + long, **how)
+    with torch.no_grad():
+        hidden = encoder(input_ids=given.input_ids, attention_mask=given.attention_mask).last_hidden_state
+    expected = (hidden * given.attention_mask[..., None]).float()
+    encode = T5Encoder(model=str(t5_folder), width=16, precision=precision, pad="max")
+    features, mask = encode(CAPTIONS + long)
+    assert features.shape == (5, 128, 16)
+    assert torch.equal(mask, given.attention_mask.bool())
+    assert torch.equal(features, expected)
+    ends = given.input_ids[torch.arange(5), mask.sum(1) - 1]
+    assert (ends == tokenizer.eos_token_id).all()
+    assert encode.truncated == 1
+
+
+@pytest.mark.parametrize(("pad", "length"), [("batch", 16), ("exact", 12), ("max", 24)])
+def test_how_far_captions_are_padded(t5_folder, pad, length):
+    _, mask = T5Encoder(model=str(t5_folder), width=16, max_tokens=24, pad=pad)(CAPTIONS)
+    assert mask.shape[1] == length
+    assert mask.sum(1).max() == 12
+
+
 def test_cut_captions_are_counted(t5_folder):
     encode = T5Encoder(model=str(t5_folder), width=16, max_tokens=4)
     _, mask = encode(["a red star", "a red star left", "a small red star left of"])
@@ -303,7 +332,7 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
         T5Encoder()
 
 
-@pytest.mark.parametrize("settings", [{"layer": "first"}, {"precision": "fp16"}])
+@pytest.mark.parametrize("settings", [{"layer": "first"}, {"precision": "fp16"}, {"pad": "left"}])
 def test_settings_that_cannot_be_are_refused(settings):
     with pytest.raises(ValueError, match=r"expected .* to be one of"):
         HFEncoder(model="any", width=8, device="meta", **settings)

@@ -1,0 +1,151 @@
+"""What pictures are drawn for: text features of each and of its absence, from an encoder or stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Conditions", "Encode", "encoded", "read", "stored"]
+
+Encode = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+
+
+class Conditions(NamedTuple):
+    """Text features, a row a picture: `cond (B, L, D)` with `cond_mask (B, L)`, and of what guidance leads
+    away from, `uncond` with `uncond_mask` (None: guidance has nothing to lead away from). All None: no text.
+    """
+
+    cond: Tensor | None = None
+    cond_mask: Tensor | None = None
+    uncond: Tensor | None = None
+    uncond_mask: Tensor | None = None
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures they are for, 0 where there is no text."""
+        return 0 if self.cond is None else len(self.cond)
+
+    def rows(self, rows: Sequence[int], device: torch.device | str) -> Conditions:
+        """Those of some pictures, on a device."""
+        index = torch.tensor(list(rows), dtype=torch.int64)
+        return Conditions(*(x if x is None else x[index.to(x.device)].to(device) for x in self))
+
+
+def encoded(
+    encode: Encode | None, captions: Sequence[str], negative: str, *, batch: int, apart: bool
+) -> Iterator[tuple[list[int], Conditions]]:
+    """Batches of at most `batch` pictures: their indices, and their captions and `negative` encoded.
+
+    `apart`: for a network that looks at padding. Each caption is encoded with `negative` alone, and only
+    those that come out equally long are drawn together, so that no picture sees how long the captions of
+    others are. That is how the released sampler does it, which draws for one caption at a time.
+    """
+    for first in range(0, len(captions), batch):
+        part = list(captions[first : first + batch])
+        if encode is None:
+            yield list(range(first, first + len(part))), Conditions()
+        elif not apart:
+            uncond, uncond_mask = encode([negative])
+            rows = len(part)
+            yield (
+                list(range(first, first + rows)),
+                Conditions(*encode(part), uncond.expand(rows, -1, -1), uncond_mask.expand(rows, -1)),
+            )
+        else:
+            pairs = {caption: encode([caption, negative]) for caption in dict.fromkeys(part)}
+            by_length: dict[int, list[int]] = {}
+            for i, caption in enumerate(part):
+                by_length.setdefault(pairs[caption][0].shape[1], []).append(i)
+            for alike in by_length.values():
+                features, mask = (torch.stack(x) for x in zip(*(pairs[part[i]] for i in alike), strict=True))
+                yield (
+                    [first + i for i in alike],
+                    Conditions(features[:, 0], mask[:, 0], features[:, 1], mask[:, 1]),
+                )
+
+
+def stored(
+    conditions: Conditions, *, batch: int, device: torch.device | str
+) -> Iterator[tuple[list[int], Conditions]]:
+    """Batches of at most `batch` pictures of stored features: their indices, and their rows on the device.
+
+    Where `uncond` is longer or shorter than `cond`, the shorter of the two is padded: a network that looks
+    at padding is told the same length with guidance and, at times without, the condition alone.
+    """
+    cond, cond_mask, uncond, uncond_mask = conditions
+    if cond is None:
+        raise ValueError("stored conditions need cond; draw without text by captions and no encoder")
+    if cond_mask is None:
+        cond_mask = torch.ones(cond.shape[:2], dtype=torch.bool, device=cond.device)
+    if uncond is not None:
+        if uncond_mask is None:
+            uncond_mask = torch.ones(uncond.shape[:2], dtype=torch.bool, device=uncond.device)
+        length = max(cond.shape[1], uncond.shape[1])
+        cond, uncond = (F.pad(x, (0, 0, 0, length - x.shape[1])) for x in (cond, uncond))
+        cond_mask, uncond_mask = (F.pad(x, (0, length - x.shape[1])) for x in (cond_mask, uncond_mask))
+        uncond, uncond_mask = uncond.expand(len(cond), -1, -1), uncond_mask.expand(len(cond), -1)
+    whole = Conditions(cond, cond_mask, uncond, uncond_mask)
+    for first in range(0, len(cond), batch):
+        indices = list(range(first, min(first + batch, len(cond))))
+        yield indices, whole.rows(indices, device)
+
+
+def read(file: Path) -> Conditions:
+    """Conditions of a safetensors file: `features` (N, L, D) and `mask` (N, L), which may be left out where
+    every row has L tokens; `negative_features` (N or 1, L', D), or (L', D) for all, and `negative_mask`.
+
+    ValueError where it cannot be read, has other tensors or shapes that do not fit together.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: cannot be read as safetensors: {error}") from error
+    known = ("features", "mask", "negative_features", "negative_mask")
+    if odd := sorted(tensors.keys() - set(known)):
+        raise ValueError(f"{file}: unknown tensor {odd[0]!r} (known: {', '.join(known)})")
+    cond, cond_mask = _pair(file, tensors, "features", "mask")
+    uncond, uncond_mask = _pair(file, tensors, "negative_features", "negative_mask")
+    if cond is None:
+        raise ValueError(f"{file}: has no tensor 'features'")
+    if uncond is not None and (len(uncond) not in (1, len(cond)) or uncond.shape[2] != cond.shape[2]):
+        raise ValueError(
+            f"{file}: expected negative_features (1 or {len(cond)}, L, {cond.shape[2]}), as features are "
+            f"{tuple(cond.shape)}, got {tuple(uncond.shape)}"
+        )
+    if uncond is not None and uncond_mask is not None:
+        uncond, uncond_mask = uncond.expand(len(cond), -1, -1), uncond_mask.expand(len(cond), -1)
+    return Conditions(cond, cond_mask, uncond, uncond_mask)
+
+
+def _pair(
+    file: Path, tensors: Mapping[str, Tensor], name: str, mask_name: str
+) -> tuple[Tensor | None, Tensor | None]:
+    features, mask = tensors.get(name), tensors.get(mask_name)
+    if features is None:
+        if mask is not None:
+            raise ValueError(f"{file}: has {mask_name} without {name}")
+        return None, None
+    if name.startswith("negative") and features.ndim == 2:
+        features, mask = features[None], None if mask is None else mask[None]
+    if features.ndim != 3 or 0 in features.shape or not features.is_floating_point():
+        raise ValueError(
+            f"{file}: expected {name} (rows, tokens, width), floating, got {tuple(features.shape)} "
+            f"{str(features.dtype).removeprefix('torch.')}"
+        )
+    if mask is None:
+        mask = torch.ones(features.shape[:2], dtype=torch.bool)
+    if mask.shape != features.shape[:2]:
+        raise ValueError(
+            f"{file}: expected {mask_name} {tuple(features.shape[:2])}, as {name} are "
+            f"{tuple(features.shape)}, got {tuple(mask.shape)}"
+        )
+    # padding is zero for the networks that look at it, whatever an encoder left there
+    return features.float() * (mask := mask.bool()).unsqueeze(-1), mask

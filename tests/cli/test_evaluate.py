@@ -1,0 +1,81 @@
+"""`mdmkit evaluate`: the numbers that a run ends with, for any model folder, any count and metric."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.train import tiny
+
+MEASURED = tiny.RECIPE + '\n[evaluate]\nmetrics = ["prompt_accuracy"]\ncount = 70\n'
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that measured itself, over more pictures than are drawn at a time."""
+    folder = tmp_path_factory.mktemp("measured")
+    few = ("--set", "train.steps=2")
+    done = tiny.here("run", tiny.write_recipe(folder, MEASURED), "--out", folder / "run", *few)
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+def test_it_gives_what_the_run_ended_with(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "metrics.json"
+    before = sorted(path for path in run.rglob("*"))
+    done = tiny.here("evaluate", run, "--out", out)
+    assert done.code == 0, done.err
+    assert json.loads(out.read_text()) == json.loads((run / "metrics.json").read_text())
+    lines = dict(line.split() for line in done.out.splitlines())
+    assert lines.keys() == json.loads(out.read_text()).keys()
+    assert lines["prompt_accuracy.pictures"] == "70.0000"
+    assert sorted(path for path in run.rglob("*")) == before, "the model's folder is left as it is"
+
+
+def test_a_model_folder_its_weights_its_count_and_seed(run: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(run / "checkpoints" / "step-0000002", model)
+    few = ("--count", "3", "--set", "sample.steps=1")
+    assert tiny.here("evaluate", model, *few, "--seed", "5", "--weights", "model").code == 0
+    same = [tiny.here("evaluate", model, *few, "--set", f"sample.batch={n}").out for n in (1, 16)]
+    assert same[0] == same[1]
+
+
+def test_a_metric_is_named_or_the_recipes(run: Path) -> None:
+    few = ("--count", "2", "--set", "sample.steps=1")
+    named = tiny.here("evaluate", run, *few, "--metric", "prompt_accuracy", "--set", "evaluate.metrics=[]")
+    assert named == tiny.here("evaluate", run, *few)
+    assert named.code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--count", "0"), "evaluate --count: expected a number of at least 1, got 0"),
+        (("--weights", "best"), "evaluate --weights: expected ema or model, got 'best'"),
+        (("--set", "evaluate.metrics=[]"),
+         "evaluate: the recipe measures nothing (evaluate.metrics is empty); say --metric "
+         "(known: prompt_accuracy)"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line(run: Path, arguments: tuple[str, ...], line: str) -> None:
+    assert tiny.here("evaluate", run, *arguments, MDMKIT_PLUGINS="") == (2, "", line + "\n")
+
+
+def test_captions_that_a_metric_cannot_judge_are_one_line(run: Path, tmp_path: Path) -> None:
+    for i in range(2):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    data = f'data={{use="folder", path="{tmp_path}", captions="none"}}'
+    done = tiny.here("evaluate", run, "--count", "2", "--set", "sample.steps=1", "--set", data)
+    line = "metric prompt_accuracy: expected captions about shapes, came 2 others; use the shapes dataset\n"
+    assert (done.code, done.err) == (1, line)
+
+
+def test_an_unknown_metric_is_one_line(run: Path) -> None:
+    done = tiny.here("evaluate", run, "--metric", "prompt_acuracy")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "unknown metric 'prompt_acuracy'; did you mean 'prompt_accuracy'?" in done.err
