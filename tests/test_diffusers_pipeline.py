@@ -120,6 +120,32 @@ def test_steps_and_guidance_are_those_of_the_call(
     assert equal(pipeline(list(PROMPTS), guidance_scale=1, generator=seeded(0)).images, ours)
 
 
+def test_a_negative_prompt_is_led_away_from(
+    guided: tuple[Path, Path], pipeline: MatryoshkaPipeline, tmp_path: Path
+) -> None:
+    for i, negative in enumerate(("a blue ring", "")):
+        ours = sampled(guided[0], tmp_path / str(i), PROMPTS, "--negative-prompt", negative)
+        drawn = pipeline(list(PROMPTS), negative_prompt=negative, generator=seeded(0)).images
+        assert equal(drawn, ours)
+    plain = pipeline(list(PROMPTS), generator=seeded(0)).images
+    assert equal(plain, drawn)
+    # one a prompt
+    both = pipeline(
+        list(PROMPTS), negative_prompt=["", "a blue ring"], generator=seeded(0), output_type="pt"
+    ).images
+    alone = pipeline(PROMPTS[1], negative_prompt="a blue ring", generator=seeded(1), output_type="pt").images
+    assert equal(pipeline(PROMPTS[0], generator=seeded(0), output_type="pt").images, both[:1])
+    assert equal(alone, both[1:])
+
+
+def test_the_recipe_may_have_a_negative_prompt(tmp_path: Path) -> None:
+    mine = model(tmp_path, GUIDED, 'sample.negative_prompt="a blue ring"')
+    pipeline = load_pipeline(exported(mine, tmp_path / "diffusers"))
+    ours = sampled(mine, tmp_path / "out", PROMPTS)
+    assert equal(pipeline(list(PROMPTS), generator=seeded(0)).images, ours)
+    assert not equal(pipeline(list(PROMPTS), negative_prompt="", generator=seeded(0)).images, ours)
+
+
 def test_without_guidance_no_unconditional_row_is_evaluated(
     pipeline: MatryoshkaPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

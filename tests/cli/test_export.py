@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mdmkit import assemble, model_folder
+from mdmkit.interop.apple_file import read
 from mdmkit.interop.apple_keys import build_nest, from_released, level_settings
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import Recipe, load, loads
 from mdmkit.train import state
 from mdmkit.train.loop import trained_parameters
+from tests.golden import golden_case
 from tests.train import tiny
 
 REGISTRY = load_registry()
@@ -55,6 +58,14 @@ steps = 2
 batch = 3
 levels = { use = "mixed", shares = [0.25, 0.75] }
 """
+
+
+RELEASED_FILES = [
+    "noema_args_dict",
+    "ema_args_namespace_plain",
+    "ema_args_namespace_objects",
+    "ema_args_namespace_objects_oldnames",
+]
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +266,47 @@ def test_a_full_disk_leaves_nothing(form: str, tmp_path: Path, monkeypatch: pyte
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
     assert "cannot be written: [Errno 28] No space left on device" in done.err
     assert not list((tmp_path / "new").iterdir())
+
+
+def there_and_back(file: Path, folder: Path, *more: Any) -> dict[str, Any]:
+    """What export writes of what import read."""
+    done = tiny.here("import", "apple", file, *more, "--out", folder / "model")
+    assert done.code == 0, done.err
+    done = tiny.here("export", folder / "model", "--format", "apple", "--out", folder / "back.pth")
+    assert (done.code, done.err) == (0, "")
+    return torch.load(folder / "back.pth", weights_only=True)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", RELEASED_FILES)
+def test_a_released_file_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
+    file = golden_case("checkpoint_unet") / f"{name}.pth"
+    first, back = read(file), there_and_back(file, tmp_path)
+    assert same(back["state_dict"], first.tensors)
+    assert first.settings is not None
+    for key in ("model", "text_model", "unet_config", "diffusion_config", "lr", "warmup_steps"):
+        assert back["args"][key] == first.settings[key], key
+    # and once more: the recipe too is the same
+    assert tiny.here("import", "apple", tmp_path / "back.pth", "--out", tmp_path / "again").code == 0
+    one, two = (load(tmp_path / name / "recipe.resolved.toml", [], REGISTRY) for name in ("model", "again"))
+    assert one == two
+    stored = [load_file(tmp_path / name / "model.safetensors") for name in ("model", "again")]
+    assert same(*stored)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    "case", ["unet_plain", "unet_lmhead_masked", "nested2_normed", "nested2_outer_attn", "nested3"]
+)
+def test_recorded_networks_come_back_as_they_were(case: str, tmp_path: Path) -> None:
+    config = json.loads((golden_case(case) / "config.json").read_text())
+    process = golden_case("checkpoint_unet" if config["model"] == "unet" else "train_step")
+    config = json.loads((process / "config.json").read_text()) | config
+    config |= {"text_model": "google/flan-t5-xl", "sample_image_size": 64}
+    weights = load_file(golden_case(case) / "weights.safetensors")
+    torch.save({"state_dict": weights, "args": config}, tmp_path / "first.pth")
+    back = there_and_back(tmp_path / "first.pth", tmp_path)
+    assert same(back["state_dict"], {k: v for k, v in weights.items() if "interp_layer" not in k})
+    assert tiny.here("import", "apple", tmp_path / "back.pth", "--out", tmp_path / "again").code == 0
+    one, two = (load(tmp_path / name / "recipe.resolved.toml", [], REGISTRY) for name in ("model", "again"))
+    assert one == two

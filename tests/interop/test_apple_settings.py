@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mdmkit.interop.apple_keys import HARMLESS, level_settings
 from mdmkit.interop.apple_settings import MODELS, difference, diffusion_config, unet_config
+from tests.golden import golden_case
 
 NETWORKS = [
     "unet_plain",
@@ -90,8 +91,8 @@ def meaningful(tree: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("case", NETWORKS)
-def test_recorded_networks_come_out_as_they_were(case: str, golden_folder: Path) -> None:
-    config = read(golden_folder / case)
+def test_recorded_networks_come_out_as_they_were(case: str) -> None:
+    config = read(golden_case(case))
     settings = level_settings(config["unet_config"])
     assert meaningful(unet_config(settings)) == meaningful(config["unet_config"])
     assert MODELS[len(settings) - 1] == config["model"]
@@ -99,8 +100,8 @@ def test_recorded_networks_come_out_as_they_were(case: str, golden_folder: Path)
 
 @pytest.mark.golden
 @pytest.mark.parametrize("case", PROCESSES)
-def test_recorded_processes_come_out_as_they_were(case: str, golden_folder: Path) -> None:
-    config = read(golden_folder / case)
+def test_recorded_processes_come_out_as_they_were(case: str) -> None:
+    config = read(golden_case(case))
     recorded, several = config["diffusion_config"], config["model"] != "unet"
     found, left_out = diffusion_config(
         levels=1 + several,
