@@ -62,18 +62,20 @@ def measured(arguments: list[str | Path]) -> Taken:
     return Taken(seconds, usage.ru_maxrss * unit)
 
 
+def elsewhere(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call in another process: a child's peak begins at that of the process that it was forked from."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+
+
 def make(folder: Path, size: int) -> tuple[Path, Path]:
     """A checkpoint of random numbers in the released layout, and its config."""
     table = released.config(NAMES[size])
     file = folder / f"vis_model_{NAMES[size]}.pth"
-    # in another process: a child's peak begins at that of the process that it was forked from
-    process = multiprocessing.get_context("spawn").Process(
-        target=released.checkpoint, args=(file, table, TEXT_WIDTH)
-    )
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"making {file} failed with exit {process.exitcode}")
+    elsewhere(released.checkpoint, file, table, TEXT_WIDTH)
     return file, released.write_yaml(folder / f"cc12m_{NAMES[size]}.yaml", table)
 
 
@@ -107,16 +109,20 @@ def export(folder: Path, size: int, file: Path, config: Path) -> Taken:
     """The checkpoint again, equal to the first bit for bit."""
     back = folder / "back.pth"
     taken = measured(["export", folder / f"mdm{size}", "--format", "apple", "--out", back])
+    elsewhere(compare, file, back)
+    return taken
+
+
+def compare(file: Path, back: Path) -> None:
+    """Exit where the tensors of two checkpoints are not alike to the last bit."""
     first, second = (torch.load(path, mmap=True, weights_only=True)["state_dict"] for path in (file, back))
     odd = sorted(first.keys() ^ second.keys())
     odd += [name for name in first.keys() & second.keys() if not equal(first[name], second[name])]
     if odd:
         raise SystemExit(f"export: {len(odd)} tensors are not those of {file}, the first is {odd[0]}")
-    return taken
 
 
 def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are alike to the last bit."""
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
