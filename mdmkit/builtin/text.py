@@ -13,6 +13,7 @@ LAYERS = ("last", "penultimate")
 PRECISIONS = ("fp32", "bf16")
 PADS = ("batch", "exact", "max")
 PAD_HELP = "up to the longest of a batch and a multiple of 8, exactly the longest, or always max_tokens"
+CACHE_HELP = "a folder that keeps each caption's features; nothing is kept where not given"
 
 
 @attrs.frozen
@@ -46,6 +47,7 @@ class HF:
     layer: str = opt("last", "whose output the features are", choices=LAYERS)
     precision: str = opt("fp32", "of the encoder's weights and arithmetic", choices=PRECISIONS)
     pad: str = opt("batch", PAD_HELP, choices=PADS)
+    cache: str | None = opt(None, CACHE_HELP)
     revision: str | None = opt(None, "commit, tag or branch on the hub")
 
 
@@ -59,6 +61,7 @@ class T5:
     layer: str = opt("last", "whose output the features are", choices=LAYERS)
     precision: str = opt("fp32", "of the encoder's weights and arithmetic", choices=PRECISIONS)
     pad: str = opt("batch", PAD_HELP, choices=PADS)
+    cache: str | None = opt(None, CACHE_HELP)
     revision: str | None = opt(None, "commit, tag or branch on the hub")
 
 

@@ -25,7 +25,7 @@ def command(
     resolution: Annotated[
         list[int] | None, typer.Option(help="a further side to store; may be given often")
     ] = None,
-    features: Annotated[bool, typer.Option(help="store the text encoder's features too")] = False,
+    text: Annotated[bool, typer.Option("--text", help="store the text encoder's features too")] = False,
     shard_size: Annotated[int, typer.Option(help="samples a shard")] = 1000,
     allow_pipe: AllowPipe = False,
 ) -> None:
@@ -47,14 +47,14 @@ def command(
         os.environ["MDMKIT_ALLOW_PIPE"] = "1"
     registry = open_registry(plugins)
     parsed = load(recipe, sets, registry, allow_pipe=allow_pipe)
-    with one_line_memory_errors("pack with fewer data.workers, or without --features"):
+    with one_line_memory_errors("pack with fewer data.workers, or without --text"):
         encoder: Any = None
-        if features:
+        if text:
             encoder = assemble.text_encoder(parsed, registry, device=pick_device(parsed.run.device))
             if encoder is None or getattr(encoder, "trainable", False):
                 said = "has none" if parsed.text is None else f"'{parsed.text.name}' learns with the model"
                 raise WrongInput(
-                    f"pack --features: expected a frozen text encoder (t5, hf), but the recipe's {said}"
+                    f"pack --text: expected a frozen text encoder (t5, hf), but the recipe's {said}"
                 )
         packed = pack(
             assemble.dataset(parsed, registry),

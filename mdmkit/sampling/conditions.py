@@ -41,20 +41,25 @@ def encoded(
 ) -> Iterator[tuple[list[int], Conditions]]:
     """Batches of at most `batch` pictures: their indices, and their captions and `negative` encoded.
 
+    A caption that stands in a batch more than once is encoded once.
+
     `apart`: for a network that looks at padding. Each caption is encoded with `negative` alone, and only
     those that come out equally long are drawn together, so that no picture sees how long the captions of
     others are. That is how the released sampler does it, which draws for one caption at a time.
     """
+    away = None if encode is None or apart else encode([negative])
     for first in range(0, len(captions), batch):
         part = list(captions[first : first + batch])
         if encode is None:
             yield list(range(first, first + len(part))), Conditions()
-        elif not apart:
-            uncond, uncond_mask = encode([negative])
-            rows = len(part)
+        elif away is not None:
+            row_of = {caption: row for row, caption in enumerate(dict.fromkeys(part))}
+            rows = [row_of[caption] for caption in part]
+            cond, cond_mask = (x[rows] for x in encode(list(row_of)))
+            uncond, uncond_mask = away[0].expand(len(part), -1, -1), away[1].expand(len(part), -1)
             yield (
-                list(range(first, first + rows)),
-                Conditions(*encode(part), uncond.expand(rows, -1, -1), uncond_mask.expand(rows, -1)),
+                list(range(first, first + len(part))),
+                Conditions(cond, cond_mask, uncond, uncond_mask),
             )
         else:
             pairs = {caption: encode([caption, negative]) for caption in dict.fromkeys(part)}

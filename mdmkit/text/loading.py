@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import torch
 from mdmkit import torchvision_ops
 from mdmkit.errors import MdmkitError, WrongInput
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "fingerprint", "load"]
 
 WEIGHTS = (
     "model.safetensors",
@@ -31,6 +33,8 @@ TOKENIZERS = (
     "vocab.txt",
     "vocab.json",
 )
+
+SMALL = 1 << 26  # bytes; tokenizers and configurations are smaller, weights as a rule are not
 
 
 class Loaded(NamedTuple):
@@ -69,6 +73,38 @@ def load(
             "download the model again, whole"
         )
     return Loaded(tokenizer, encoder.requires_grad_(False).eval().to(device))
+
+
+def fingerprint(model: str, *, revision: str | None) -> str | None:
+    """What tells this encoder from others of its name, without loading it; None where only loading can tell.
+
+    Of a folder: its small files by their contents, large weights by size, time of change and first bytes. Of
+    a hub id: the commit, that of `revision` in the local cache.
+
+    WrongInput for a folder that is not there or not whole.
+    """
+    folder = Path(_source(model))
+    if folder.is_dir():
+        said = hashlib.sha256()
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            status = path.stat()
+            large = status.st_size > SMALL
+            said.update(f"{path.name}\n{status.st_size}\n{status.st_mtime_ns if large else ''}\n".encode())
+            with open(path, "rb") as file:
+                said.update(file.read(1 << 20 if large else SMALL))  # of weights, the names and shapes
+        return said.hexdigest()
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return f"{model}@{revision}"
+    if find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(model, "config.json", revision=revision)
+    except HFValidationError:  # loading says what is wrong with the name
+        return None
+    return f"{model}@{Path(config).parent.name}" if isinstance(config, str) else None
 
 
 def _encoder(transformers: Any, config: Any, source: str, **options: Any) -> tuple[Any, dict[str, Any]]:

@@ -66,7 +66,7 @@ def test_packed_features_train_as_the_encoder_itself(tmp_path: Path, encoder: Pa
     shards = tmp_path / "shards"
     t5 = f'[text]\nuse = "t5"\nmodel = "{encoder}"\nwidth = 16\nmax_tokens = 24\n'
     live = tiny.write_recipe(tmp_path, tiny.RECIPE.replace(TEXT, t5))
-    done = tiny.here("pack", live, "--out", shards, "--count", "20", "--features")
+    done = tiny.here("pack", live, "--out", shards, "--count", "20", "--text")
     assert done.code == 0, done.err
     assert done.err.splitlines()[0] == "20 samples in 1 shards"
     assert done.err.splitlines()[1].endswith(" captions were cut to the encoder's length")
@@ -110,8 +110,8 @@ def test_packed_features_train_as_the_encoder_itself(tmp_path: Path, encoder: Pa
         (("--count", "4", "--resolution", "0"), "pack --resolution: expected a number of at least 1, got 0"),
         (("--count", "4", "--resolution", "32"),
          "cannot pack at 32x32: the dataset is read at 16x16, and pack only shrinks"),
-        (("--count", "4", "--features"),
-         "pack --features: expected a frozen text encoder (t5, hf), but the recipe's 'bytes' "
+        (("--count", "4", "--text"),
+         "pack --text: expected a frozen text encoder (t5, hf), but the recipe's 'bytes' "
          "learns with the model"),
         ((), "this dataset is endless; say how many samples to pack"),
     ],

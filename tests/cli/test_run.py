@@ -247,6 +247,23 @@ def test_a_bug_keeps_its_traceback_and_the_log_says_where(tmp_path: Path, recipe
     lock.release()
 
 
+def test_padding_that_depends_on_the_batch_is_said(tmp_path: Path, recipe: Path) -> None:
+    looks = ("--set", "model.levels[0].masked_cross_attention=false")
+    said = {}
+    for pad in ("exact", "max", "batch"):
+        done = tiny.here("run", recipe, "--out", tmp_path / pad, *FEW, *looks, "--set", f'text.pad="{pad}"')
+        said[pad] = (done.code, done.err)
+    line = (
+        'text.pad = "exact" pads to the longest caption of a micro-batch, and the network looks at padding: '
+        'numbers depend on ranks and train.accumulate; with text.pad = "max" they do not'
+    )
+    assert (said["exact"][0], said["exact"][1].splitlines()[0]) == (0, line)
+    assert said["max"][0] == 0
+    assert "pads to the longest" not in said["max"][1]
+    assert said["batch"][0] == 2
+    assert "text.pad: 'batch' makes a caption's padding depend on the captions beside it" in said["batch"][1]
+
+
 def test_blocks_are_compiled_where_the_recipe_says(
     tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,20 @@ def test_the_text_of_the_released_sampler_is_as_long_as_prompt_and_negative_prom
 
 
 @pytest.mark.parametrize("masked", [True, False])
+def test_a_caption_is_encoded_once_a_batch(masked: bool):
+    seen: list[list[str]] = []
+    text = encoder()
+
+    def encode(captions: Any) -> Any:
+        seen.append(list(captions))
+        return text(captions)
+
+    drawn(nest_of(masked=masked), encode, ["a", "b", "a", "a", "b"], batch=4)
+    twice = [["a", ""], ["b", ""], ["b", ""]]
+    assert seen == ([[""], ["a", "b"], ["b"]] if masked else twice)
+
+
+@pytest.mark.parametrize("masked", [True, False])
 def test_guidance_leads_away_from_the_negative_text(masked: bool):
     """Away from its own caption it goes nowhere; what it leads away from is that text's own picture."""
     nest, text = nest_of(masked=masked), encoder()

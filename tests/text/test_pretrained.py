@@ -160,7 +160,13 @@ def test_features_as_released_models_were_trained_with(t5_folder, precision):
     features, mask = encode(CAPTIONS + long)
     assert features.shape == (5, 128, 16)
     assert torch.equal(mask, given.attention_mask.bool())
-    assert torch.equal(features, expected)
+    # the encoder does not run over padding here: to rounding
+    tolerance = {"fp32": 1e-5, "bf16": 0.05}[precision] * expected.abs().max()
+    assert (features - expected).abs().max() < tolerance
+    alone, real = encode([CAPTIONS[2]])
+    with torch.no_grad():
+        once = encoder(**tokenizer(CAPTIONS[2], return_tensors="pt")).last_hidden_state.float()
+    assert torch.equal(alone[real], once[0])
     ends = given.input_ids[torch.arange(5), mask.sum(1) - 1]
     assert (ends == tokenizer.eos_token_id).all()
     assert encode.truncated == 1
