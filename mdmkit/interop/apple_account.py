@@ -26,14 +26,13 @@ class Account:
     training_only: list[str] = attrs.field(factory=list)
 
     def lines(self) -> Iterator[str]:
-        """The keys that were not carried over, a line a kind."""
-        told = {
-            "never read by the released code": [
-                f"{key} ({remark})" if remark else key for key, remark in self.unread.items()
-            ],
-            "about the released programs' files, reader and machines": self.machinery,
-            "matters in training only, and has no counterpart here": self.training_only,
-        }
+        """The keys that were not carried over, a line a kind and remark."""
+        told: dict[str, list[str]] = {}
+        for key, remark in sorted(self.unread.items(), key=lambda item: item[1] != ""):
+            what = f"never read by the released code{f' ({remark})' if remark else ''}"
+            told.setdefault(what, []).append(key)
+        told["about the released programs' files, reader and machines"] = self.machinery
+        told["matters in training only, and has no counterpart here"] = self.training_only
         yield from (f"{what}: {', '.join(keys)}" for what, keys in told.items() if keys)
 
 
