@@ -225,12 +225,13 @@ def test_a_pretrained_encoder_travels_where_it_is_a_local_folder(tmp_path: Path)
     torch.manual_seed(0)
     transformers.T5EncoderModel(transformers.T5Config(vocab_size=48, **TINY)).save_pretrained(tmp_path / "t5")
     save_tokenizer(tmp_path / "t5")
-    local = f'text={{use="t5", model="{tmp_path}/t5", width=16, max_tokens=24}}'
+    where = f'model="{tmp_path}/t5", cache="{tmp_path}/cache"'
+    local = f'text={{use="t5", {where}, width=16, max_tokens=24}}'
     mine = model(tmp_path, local, GUIDED)
     out = exported(mine, tmp_path / "diffusers")
     assert not list((out / "text_encoder").glob("*.safetensors"))
     config = json.loads((out / "text_encoder" / "config.json").read_text())
-    assert config["settings"]["model"] == "pretrained"
+    assert (config["settings"]["model"], config["settings"]["cache"]) == ("pretrained", "none")
     ours = sampled(mine, tmp_path / "out", PROMPTS)
     (tmp_path / "t5").rename(tmp_path / "gone")
     moved = out.rename(tmp_path / "moved")

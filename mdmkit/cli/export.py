@@ -13,7 +13,8 @@ import typer
 
 from mdmkit.errors import MdmkitError, WrongInput
 
-from .options import Plugins, open_registry
+from .open_model import Model, Weights, check_weights, open_model
+from .options import Plugins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,14 +39,12 @@ class Exported:
 
 def command(
     plugins: Plugins,
-    model: Annotated[Path, typer.Argument(help="a run folder, or a model folder (a checkpoint is one)")],
+    model: Model,
     format: Annotated[
         str, typer.Option(help="safetensors (a model folder), diffusers (a pipeline), apple (a .pth)")
     ],
     out: Annotated[Path, typer.Option(help="the new folder; with --format apple the new file")],
-    weights: Annotated[
-        str | None, typer.Option(help="ema (averaged) or model (as trained); averaged where there are both")
-    ] = None,
+    weights: Weights = None,
     levels: Annotated[
         int | None, typer.Option(help="only the inner levels, as a model of their own")
     ] = None,
@@ -56,8 +55,7 @@ def command(
 
     if format not in FORMATS:
         raise WrongInput(f"export --format: expected {', '.join(FORMATS)}, got '{format}'")
-    if weights not in (None, *model_folder.GROUPS):
-        raise WrongInput(f"export --weights: expected {' or '.join(model_folder.GROUPS)}, got '{weights}'")
+    check_weights("export", weights)
     if levels is not None and levels < 1:
         raise WrongInput(f"export --levels: expected a number of at least 1, got {levels}")
     refuse_taken(out, file=format == "apple")
@@ -103,17 +101,11 @@ def one_line_write_errors(out: Path) -> Iterator[None]:
 def opened(given: Path, plugins: list[str], group: str | None, levels: int | None) -> Exported:
     """The model that a user means, every tensor accounted for; nothing of it is copied into memory yet."""
     from mdmkit import assemble, model_folder
-    from mdmkit.recipe import load
-    from mdmkit.train.folder import RESOLVED
     from mdmkit.train.loop import trained_parameters
     from mdmkit.train.state import check_names
     from mdmkit.train.state import load as load_checkpoint
 
-    from .run_resume import run_facts
-
-    folder = model_folder.find(given)
-    registry = open_registry(list(dict.fromkeys([*run_facts(folder).get("plugins_by_module", []), *plugins])))
-    recipe = load(folder / RESOLVED, [], registry, allow_pipe=True)  # no data is read
+    folder, recipe, registry = open_model(given, [], plugins, allow_pipe=True)  # no data is read
     stored = model_folder.weights_in(folder, group)
     # an encoder on the meta device loads no file: a frozen one is named in the recipe and not exported
     text = assemble.text_encoder(recipe, registry, device="meta")

@@ -104,11 +104,13 @@ def prompted(recipe: Recipe) -> dict[str, Any] | None:
                 "its text features came with the data; set text.encoder in its recipe.resolved.toml"
             )
         use = use.settings.encoder
-    return use_table(named_classes(use))
+    return use_table(without_files(use))
 
 
-def named_classes(use: Use) -> Use:
-    """The same encoder, with the names of its classes in the place of a file that would stay behind."""
+def without_files(use: Use) -> Use:
+    """The same encoder without what would stay behind: names of classes for their file, and no cache."""
+    if getattr(use.settings, "cache", None) is not None:
+        return attrs.evolve(use, settings=attrs.evolve(use.settings, cache=None))
     if use.name != "classes" or use.settings.file is None:
         return use
     from mdmkit.text import ClassEncoder
