@@ -13,7 +13,12 @@ from mdmkit.pyramid import Pyramid
 from mdmkit.schedules import NoiseSchedule
 from mdmkit.targets import SPACES
 
-__all__ = ["Diffusion", "NoiseLevel"]
+__all__ = ["Diffusion", "NoiseLevel", "mixed"]
+
+
+def mixed(x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+    """The forward process: `z = alpha x0 + sigma eps`."""
+    return alpha * x0 + sigma * eps
 
 
 @attrs.frozen
@@ -85,7 +90,7 @@ class Diffusion:
         noisy = []
         for level, (clean, noise) in enumerate(zip(x0, eps, strict=True)):
             alpha, sigma = self.alpha_sigma(t, level, like=clean)
-            noisy.append(alpha * clean + sigma * noise)
+            noisy.append(mixed(clean, noise, alpha, sigma))
         return tuple(noisy)
 
 

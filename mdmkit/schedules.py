@@ -24,7 +24,7 @@ from torch import Tensor
 from mdmkit.pyramid import normalize_resolution
 
 __all__ = ["DDPM", "LOGSNR_LIMIT", "Cosine", "CosineLogSNR", "LinearFlow", "NoiseSchedule", "Shifted"]
-__all__ += ["Sigmoid", "VariancePreserving", "clean_at_zero", "level_shift", "shift_levels"]
+__all__ += ["Sigmoid", "VariancePreserving", "clean_at_zero", "level_shift", "shift_levels", "time_at"]
 
 LOGSNR_LIMIT = 20.0
 
@@ -229,6 +229,17 @@ def shift_levels(
         for size in resolutions
     ]
     return tuple(Shifted(schedule, shift) for shift in shifts)
+
+
+def time_at(schedule: NoiseSchedule, logsnr: Tensor) -> Tensor:
+    """The t in [0, 1] at which a schedule has these logsnr, to float64; the nearer end where it has not."""
+    low = torch.zeros_like(logsnr, dtype=torch.float64)
+    high = torch.ones_like(low)
+    for _ in range(60):
+        middle = (low + high) / 2
+        cleaner = schedule.logsnr(middle) > logsnr
+        low, high = torch.where(cleaner, middle, low), torch.where(cleaner, high, middle)
+    return torch.where(low == 0, 0.0, high)
 
 
 def squared_cosine_logsnr(t: Tensor) -> Tensor:

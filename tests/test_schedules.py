@@ -21,6 +21,7 @@ from mdmkit.schedules import (
     Sigmoid,
     level_shift,
     shift_levels,
+    time_at,
 )
 from tests.golden import golden_case
 
@@ -184,3 +185,13 @@ def test_released_tables(name: str, schedule: NoiseSchedule):
 def test_only_numbers_are_cached():
     assert schedules.cosine_table(1000) is schedules.cosine_table(1000)
     assert schedules.cosine_table(10).shape == (11,)
+
+
+@every
+@given(t=st.floats(0.001, 0.999))
+def test_the_time_of_a_logsnr_is_found_again(schedule: NoiseSchedule, t: float):
+    asked = schedule.logsnr(torch.tensor([t], dtype=torch.float64))
+    found = time_at(schedule, asked)
+    torch.testing.assert_close(schedule.logsnr(found), asked, rtol=1e-9, atol=1e-9)
+    ends = time_at(schedule, torch.tensor([LOGSNR_LIMIT + 1, -LOGSNR_LIMIT - 1], dtype=torch.float64))
+    assert ends.tolist() == [0, 1]

@@ -10,6 +10,8 @@ from mdmkit.recipe.options import opt
 __all__ = ["COMPONENTS"]
 
 LIMIT_HELP = "pictures lie in [-limit, limit]"
+ETA_HELP = "0: deterministic; 1: as much fresh noise as the process itself has"
+TABLE_HELP = "entries of the schedule's table"
 
 
 @attrs.frozen
@@ -25,6 +27,80 @@ class DDPM:
 
 
 @attrs.frozen
+class Euler:
+    """Euler's method in sigma / alpha; the same as ddim."""
+
+
+@attrs.frozen
+class FlowEuler:
+    """Euler's method along the flow; the same as ddim."""
+
+
+@attrs.frozen
+class EulerAncestral:
+    """Euler to below the next noise level, and fresh noise up to it; the same as ddim at this eta."""
+
+    eta: float = opt(1.0, ETA_HELP, ge=0.0, le=1.0)
+
+
+@attrs.frozen
+class Heun:
+    """Heun's second order in sigma / alpha, as in EDM; two evaluations a step."""
+
+    sigma_max: float = opt(1000.0, "sigma / alpha beyond which a step is Euler's", gt=0.0)
+
+
+@attrs.frozen
+class FlowHeun:
+    """Heun's second order along the flow, for any schedule; two evaluations a step."""
+
+
+@attrs.frozen
+class DPMpp2M:
+    """DPM-Solver++(2M): second order, one evaluation a step; good pictures in 15 to 30."""
+
+
+@attrs.frozen
+class DPMpp2MSDE:
+    """DPM-Solver++(2M) with fresh noise."""
+
+    eta: float = opt(1.0, ETA_HELP, ge=0.0, le=1.0)
+
+
+@attrs.frozen
+class DPMpp3MSDE:
+    """DPM-Solver++(3M) with fresh noise, third order in what the network says."""
+
+    eta: float = opt(1.0, ETA_HELP, ge=0.0, le=1.0)
+
+
+@attrs.frozen
+class DPMpp2SAncestral:
+    """DPM-Solver++(2S) with ancestral noise; two evaluations a step."""
+
+    eta: float = opt(1.0, ETA_HELP, ge=0.0, le=1.0)
+
+
+@attrs.frozen
+class UniPC:
+    """UniPC: a multistep predictor, and a corrector that costs nothing."""
+
+    order: int = opt(2, "of the predictor; 2 with guidance, 3 without", ge=1, le=4)
+
+
+@attrs.frozen
+class LMS:
+    """Linear multistep (Adams-Bashforth) in sigma / alpha."""
+
+    order: int = opt(4, "how many slopes are looked at", ge=1, le=6)
+
+
+@attrs.frozen
+class LCM:
+    """Multistep consistency sampling, for distilled models: 1 to 8 steps."""
+
+
+@attrs.frozen
 class UniformT:
     """Equal steps in t from 1 to 0."""
 
@@ -33,7 +109,46 @@ class UniformT:
 class Released:
     """The grid of the released sampler, which starts late."""
 
-    table: int = opt(1000, "entries of the schedule's table", ge=2)
+    table: int = opt(1000, TABLE_HELP, ge=2)
+
+
+@attrs.frozen
+class Trailing:
+    """Equal steps in t, rounded to the entries of a table; from t = 1."""
+
+    table: int = opt(1000, TABLE_HELP, ge=2)
+
+
+@attrs.frozen
+class Leading:
+    """Every (table / steps)-th entry of a table from its first, as in DDIM's code; starts late."""
+
+    table: int = opt(1000, TABLE_HELP, ge=2)
+
+
+@attrs.frozen
+class UniformLogSNR:
+    """Equal steps in logsnr from t = 1, then to the picture."""
+
+    logsnr_max: float = opt(10.0, "logsnr of level 0 before the last step")
+
+
+@attrs.frozen
+class Karras:
+    """EDM's steps: sigma / alpha to a power, denser at low noise."""
+
+    sigma_min: float = opt(0.002, "sigma / alpha of level 0 before the last step", gt=0.0)
+    sigma_max: float = opt(80.0, "sigma / alpha of level 0 at the start", gt=0.0)
+    rho: float = opt(7.0, "the higher, the denser at low noise", gt=0.0)
+
+
+@attrs.frozen
+class PolyExponential:
+    """A power of equal steps in ln(sigma / alpha)."""
+
+    sigma_min: float = opt(0.002, "sigma / alpha of level 0 before the last step", gt=0.0)
+    sigma_max: float = opt(80.0, "sigma / alpha of level 0 at the start", gt=0.0)
+    rho: float = opt(1.0, "1: equal steps in logsnr; above it denser at low noise", gt=0.0)
 
 
 @attrs.frozen
@@ -76,8 +191,27 @@ class DynamicIF:
 COMPONENTS: list[Component] = [
     Component("sampler", "ddim", DDIM, "mdmkit.sampling.rules:ddim"),
     Component("sampler", "ddpm", DDPM, "mdmkit.sampling.rules:ddpm"),
+    Component("sampler", "euler", Euler, "mdmkit.sampling.rules:euler"),
+    Component("sampler", "euler_ancestral", EulerAncestral, "mdmkit.sampling.rules:euler_ancestral"),
+    Component("sampler", "flow_euler", FlowEuler, "mdmkit.sampling.rules:flow_euler"),
+    Component("sampler", "lcm", LCM, "mdmkit.sampling.rules:lcm"),
+    Component("sampler", "heun", Heun, "mdmkit.sampling.singlestep:heun"),
+    Component("sampler", "flow_heun", FlowHeun, "mdmkit.sampling.singlestep:flow_heun"),
+    Component(
+        "sampler", "dpmpp_2s_ancestral", DPMpp2SAncestral, "mdmkit.sampling.singlestep:dpmpp_2s_ancestral"
+    ),
+    Component("sampler", "dpmpp_2m", DPMpp2M, "mdmkit.sampling.multistep:dpmpp_2m"),
+    Component("sampler", "dpmpp_2m_sde", DPMpp2MSDE, "mdmkit.sampling.multistep:dpmpp_2m_sde"),
+    Component("sampler", "dpmpp_3m_sde", DPMpp3MSDE, "mdmkit.sampling.multistep:dpmpp_3m_sde"),
+    Component("sampler", "lms", LMS, "mdmkit.sampling.multistep:lms"),
+    Component("sampler", "unipc", UniPC, "mdmkit.sampling.multistep:unipc"),
     Component("spacing", "uniform_t", UniformT, "mdmkit.sampling.spacing:uniform_t"),
     Component("spacing", "released", Released, "mdmkit.sampling.spacing:released"),
+    Component("spacing", "trailing", Trailing, "mdmkit.sampling.spacing:trailing"),
+    Component("spacing", "leading", Leading, "mdmkit.sampling.spacing:leading"),
+    Component("spacing", "uniform_logsnr", UniformLogSNR, "mdmkit.sampling.spacing:uniform_logsnr"),
+    Component("spacing", "karras", Karras, "mdmkit.sampling.spacing:karras"),
+    Component("spacing", "poly_exponential", PolyExponential, "mdmkit.sampling.spacing:poly_exponential"),
     Component("guidance", "cfg", CFG, "mdmkit.sampling.guidance:CFG"),
     Component("threshold", "none", NoThreshold, "mdmkit.sampling.threshold:none"),
     Component("threshold", "clip", Clip, "mdmkit.sampling.threshold:clip"),

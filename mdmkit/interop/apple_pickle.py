@@ -7,9 +7,10 @@ opcode that is not on the lists below is refused.
 
 from __future__ import annotations
 
+import io
 import pickletools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import attrs
@@ -83,6 +84,37 @@ VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "INT", "LONG", "BINFLOAT", "F
 VALUES |= {"BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+READ = {
+    *("PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "EMPTY_LIST", "TUPLE", "APPEND", "APPENDS", "SETITEM"),
+    *("SETITEMS", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL"),
+    *("REDUCE", "NEWOBJ", "BUILD", "BINPERSID", *VALUES, *CONSTANTS, *TUPLES),
+}
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+
+
+def instructions(data: bytes) -> Iterator[tuple[str, Any]]:
+    """The name and the argument of each opcode; one that is not read is refused before its argument is."""
+    file = io.BytesIO(data)
+
+    def line() -> str:
+        text = file.readline()
+        if not text.endswith(b"\n"):
+            raise ValueError("cut short")
+        return text[:-1].decode("utf-8")  # and nothing more: pickletools would resolve escapes
+
+    while code := file.read(1):
+        opcode = OPCODES.get(code)
+        if opcode is None:
+            raise ValueError("no opcode")
+        name = opcode.name
+        if name == "INST":
+            allowed(f"{line()} {line()}")
+        if name not in READ:
+            raise Refused(f"the pickle has the opcode {name}, which is not read here")
+        if name == "GLOBAL":
+            yield name, f"{line()} {line()}"
+        else:
+            yield name, opcode.arg.reader(file) if opcode.arg else None
 
 
 def unpickle(data: bytes, tensor: MakeTensor) -> Any:
@@ -107,17 +139,17 @@ def unpickle(data: bytes, tensor: MakeTensor) -> Any:
         return taken
 
     try:
-        for opcode, arg, _ in pickletools.genops(data):
-            match opcode.name:
-                case "PROTO" | "FRAME":
-                    pass
+        for name, arg in instructions(data):
+            match name:
+                case "PROTO" | "FRAME" | "BINPERSID":
+                    pass  # the parts of a storage stay as they are, `tensor` looks at them
                 case "STOP":
                     return pop(1)[0]
                 case "MARK":
                     marks.append(len(stack))
-                case name if name in VALUES:
+                case _ if name in VALUES:
                     stack.append(arg)
-                case name if name in CONSTANTS:
+                case _ if name in CONSTANTS:
                     stack.append(CONSTANTS[name])
                 case "EMPTY_DICT":
                     stack.append({})
@@ -125,7 +157,7 @@ def unpickle(data: bytes, tensor: MakeTensor) -> Any:
                     stack.append([])
                 case "TUPLE":
                     stack.append(tuple(pop_mark()))
-                case name if name in TUPLES:
+                case _ if name in TUPLES:
                     stack.append(tuple(pop(TUPLES[name])))
                 case "APPEND":
                     append(stack[-2], pop(1))
@@ -138,11 +170,11 @@ def unpickle(data: bytes, tensor: MakeTensor) -> Any:
                     items = pop_mark()
                     set_items(stack[-1], items)
                 case "BINPUT" | "LONG_BINPUT":
-                    memo[arg] = stack[-1]  # pyright: ignore[reportArgumentType]
+                    memo[arg] = stack[-1]
                 case "MEMOIZE":
                     memo[len(memo)] = stack[-1]
                 case "BINGET" | "LONG_BINGET":
-                    stack.append(memo[arg])  # pyright: ignore[reportArgumentType]
+                    stack.append(memo[arg])
                 case "GLOBAL":
                     stack.append(allowed(arg))
                 case "STACK_GLOBAL":
@@ -153,12 +185,6 @@ def unpickle(data: bytes, tensor: MakeTensor) -> Any:
                 case "BUILD":
                     state = pop(1)[0]
                     build(stack[-1], state)
-                case "BINPERSID":
-                    pass  # the parts of a storage stay as they are, `tensor` looks at them
-                case name:
-                    if name == "INST":
-                        allowed(arg)
-                    raise Refused(f"the pickle has the opcode {name}, which is not read here")
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error, MemoryError) as error:
         raise Refused(f"the pickle inside is damaged ({type(error).__name__})") from error
     raise Refused("the pickle inside is cut short")

@@ -2,9 +2,11 @@
 
 from .denoise import Denoise, Denoised, Denoiser, PairedDenoise
 from .guidance import CFG, Guidance
-from .rules import Rule, ddim, ddpm
+from .multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, lms, unipc
+from .rules import Rule, ddim, ddpm, euler, euler_ancestral, flow_euler, lcm
 from .sample import sample_pyramid
-from .spacing import Spacing, released, uniform_t
+from .singlestep import dpmpp_2s_ancestral, flow_heun, heun
+from .spacing import Spacing, karras, leading, poly_exponential, released, trailing, uniform_logsnr, uniform_t
 from .threshold import Threshold, clip, dynamic, dynamic_if, none, thresholded
 
 __all__ = [
@@ -20,11 +22,28 @@ __all__ = [
     "clip",
     "ddim",
     "ddpm",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m_sde",
     "dynamic",
     "dynamic_if",
+    "euler",
+    "euler_ancestral",
+    "flow_euler",
+    "flow_heun",
+    "heun",
+    "karras",
+    "lcm",
+    "leading",
+    "lms",
     "none",
+    "poly_exponential",
     "released",
     "sample_pyramid",
     "thresholded",
+    "trailing",
+    "uniform_logsnr",
     "uniform_t",
+    "unipc",
 ]

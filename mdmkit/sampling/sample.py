@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from mdmkit.diffusion import Diffusion, NoiseLevel
 from mdmkit.pyramid import Pyramid
 from mdmkit.streams import normal
 
+from .brownian import BrownianPath
 from .denoise import Denoise, Denoised
 from .rules import Rule, ddim
 from .spacing import Spacing, uniform_t
@@ -44,10 +46,11 @@ def sample_pyramid(
 
     `denoise`: a `Denoiser`, guided or not (`CFG(scale).wrap(denoiser)`). `shapes`: (C, H, W) or (C, F, H, W)
     a level, low to high. `levels`: draw the innermost levels only, at their cost. All noise of a picture is a
-    function of its seed, the step and the level, so that a picture depends neither on its batch nor on the
-    levels around. `noise_device`: where noise is drawn, `device` if not given; "cpu" gives the same noise on
-    every device. `callback(evaluation, at, denoised)` sees every intermediate prediction, guided and
-    thresholded. Raises ValueError where levels do not fit or a spacing does not fall to 0.
+    function of its seed, the level and the noise levels of a step (`BrownianPath`), so that a picture depends
+    neither on its batch nor on the levels around, and more steps go nearer to the same picture.
+    `noise_device`: where noise is drawn, `device` if not given; "cpu" gives the same noise on every device.
+    `callback(evaluation, at, denoised)` sees every intermediate prediction, guided and thresholded.
+    Raises ValueError where levels do not fit or a spacing does not fall to 0.
     """
     levels = len(shapes) if levels is None else levels
     if not 1 <= levels <= min(len(shapes), diffusion.levels):
@@ -58,19 +61,26 @@ def sample_pyramid(
         raise ValueError(f"expected times that fall from at most 1 to 0, got {times}")
     path = [diffusion.at(t) for t in times]
 
-    def draw(step: int, level: int) -> Tensor:
-        source = device if noise_device is None else noise_device
-        rows = [
-            normal(tuple(shapes[level]), int(seed), step, level, "sample", device=source, dtype=dtype)
-            for seed in seeds
-        ]
+    source = device if noise_device is None else noise_device
+    where: dict[str, Any] = {"device": source, "dtype": dtype}
+
+    def first(level: int) -> Tensor:
+        rows = [normal(tuple(shapes[level]), int(seed), 0, level, "sample", **where) for seed in seeds]
         return torch.stack(rows).to(device)
+
+    paths = [
+        [BrownianPath(tuple(shapes[level]), int(seed), level, "path", **where) for seed in seeds]
+        for level in range(levels)
+    ]
+
+    def noise(step: int, level: int) -> Tensor:
+        now, after = path[step].logsnr[level], path[step + 1].logsnr[level]
+        return torch.stack([row.increment(now, after) for row in paths[level]]).to(device)
 
     # data of unit variance at each level; 1 for variance-preserving schedules wherever the path starts
     start = [math.hypot(path[0].alpha[level], path[0].sigma[level]) for level in range(levels)]
-    z = tuple(start[level] * draw(0, level) for level in range(levels))
-    observed = observe(thresholded(denoise, threshold), callback)
-    return rule(observed, z, path, lambda step, level: draw(step + 1, level))
+    z = tuple(start[level] * first(level) for level in range(levels))
+    return rule(observe(thresholded(denoise, threshold), callback), z, path, noise)
 
 
 def observe(denoise: Denoise, callback: Callback | None) -> Denoise:

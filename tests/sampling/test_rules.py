@@ -13,7 +13,25 @@ from safetensors.torch import load_file
 
 from mdmkit.diffusion import Diffusion, NoiseLevel
 from mdmkit.pyramid import Pyramid
-from mdmkit.sampling import Denoised, Denoiser, ddim, ddpm, thresholded
+from mdmkit.sampling import (
+    Denoised,
+    Denoiser,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s_ancestral,
+    dpmpp_3m_sde,
+    euler,
+    euler_ancestral,
+    flow_euler,
+    flow_heun,
+    heun,
+    lcm,
+    lms,
+    thresholded,
+    unipc,
+)
 from mdmkit.sampling import threshold as thresholds
 from mdmkit.sampling.rules import Rule
 from mdmkit.schedules import DDPM, Cosine, CosineLogSNR, LinearFlow, Sigmoid, shift_levels
@@ -25,8 +43,21 @@ RULES: dict[str, Rule] = {
     "ddim eta 0.3": partial(ddim, eta=0.3),
     "ddim eta 1": partial(ddim, eta=1.0),
     "ddpm": ddpm,
+    "lcm": lcm,
+    "heun": heun,
+    "flow_heun": flow_heun,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_2m_sde eta 0.3": partial(dpmpp_2m_sde, eta=0.3),
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
+    "dpmpp_2s_ancestral eta 0.3": partial(dpmpp_2s_ancestral, eta=0.3),
+    "lms": lms,
+    "unipc": unipc,
+    "unipc order 3": partial(unipc, order=3),
 }
 rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+ALIKE = {"euler": euler, "flow_euler": flow_euler, "euler_ancestral": partial(euler_ancestral, eta=0.4)}
 diffusions = st.builds(
     lambda schedule, power: Diffusion(shift_levels(schedule, [4, 8], shift_power=power)),
     st.sampled_from([Cosine(), Cosine(form="continuous"), DDPM(), CosineLogSNR(), Sigmoid(), LinearFlow()]),
@@ -122,7 +153,20 @@ def test_ddpm_is_the_posterior_of_the_paper_and_ddim_at_eta_one(seed: int, times
         assert torch.equal(same, level)
 
 
-@rules
+@pytest.mark.parametrize("name", ALIKE)
+def test_what_goes_by_several_names_is_one_rule(name: str):
+    diffusion, noise = Diffusion(shift_levels(LinearFlow(), [4, 8])), draws(3)
+    z, steps = (noise(9, 0), noise(9, 1)), path(diffusion, [1.0, 0.6, 0.3, 0.0])
+    eta = 0.4 if "ancestral" in name else 0.0
+    gaussian = Gaussian(0.1, 0.5)
+    for mine, same in zip(
+        ALIKE[name](gaussian, z, steps, noise), ddim(gaussian, z, steps, noise, eta=eta), strict=True
+    ):
+        assert torch.equal(mine, same)
+
+
+# lcm takes the mean of the data at each step: not a sampler of what is not distilled
+@pytest.mark.parametrize("rule", [RULES[name] for name in RULES if name != "lcm"])
 @pytest.mark.parametrize("schedule", [Cosine(), LinearFlow()], ids=["cosine", "flow"])
 def test_gaussian_data_come_out_with_their_mean_and_variance(rule: Rule, schedule: Cosine | LinearFlow):
     mean, std, steps = 0.4, 0.3, 300
@@ -156,9 +200,19 @@ def test_ddim_follows_the_probability_flow_to_first_order():
 
 
 def test_eta_outside_its_range_is_refused():
-    for eta in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=r"expected eta in \[0, 1\], got"):
-            ddim(Gaussian(0, 1), (), [], draws(0), eta=eta)
+    for rule in (ddim, dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_2s_ancestral):
+        for eta in (-0.1, 1.1):
+            with pytest.raises(ValueError, match=r"expected eta in \[0, 1\], got"):
+                rule(Gaussian(0, 1), (), [], draws(0), eta=eta)
+
+
+def test_orders_that_do_not_exist_are_refused():
+    for rule, most in ((lms, 6), (unipc, 4)):
+        for order in (0, most + 1):
+            with pytest.raises(ValueError, match=f"expected order in 1 .. {most}, got {order}"):
+                rule(Gaussian(0, 1), (), [], draws(0), order=order)
+    with pytest.raises(ValueError, match="expected sigma_max > 0, got 0"):
+        heun(Gaussian(0, 1), (), [], draws(0), sigma_max=0)
 
 
 def test_a_path_may_know_more_levels_than_run():
