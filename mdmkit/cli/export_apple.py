@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["released_settings", "write"]
 
+LOSS = ("loss", "weighting", "time_sampler")  # what the released code has of these, it has of nothing else
+
 
 def write(out: Path, source: Exported) -> list[str]:
     """Write the file, visible only when whole; the paths of settings that it has no place for.
@@ -66,15 +68,14 @@ def released_settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
         if found := difference(levels, assemble.cond_dim(recipe)):
             raise ValueError(found)
         said = recipe.diffusion
+        process = {f.name: getattr(said, f.name) for f in attrs.fields(type(said)) if f.name not in LOSS}
+        process["schedule"] = (said.schedule.name, attrs.asdict(said.schedule.settings))
+        del process["shift_power_frames"]  # the levels of a released network have their frames in a grid
         config, left_out = diffusion_config(
             levels=len(levels),
-            schedule=(said.schedule.name, attrs.asdict(said.schedule.settings)),
-            shift_power=said.shift_power,
-            prediction=said.prediction,
-            loss_space=said.loss_space,
             threshold=(recipe.sample.threshold.name, attrs.asdict(recipe.sample.threshold.settings)),
-            level_weights=said.level_weights,
             shares=getattr(recipe.train.levels.settings, "shares", None),
+            **process,
         )
     except ValueError as error:
         raise WrongInput(f"the released code cannot hold this model: {error}") from error

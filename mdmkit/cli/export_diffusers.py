@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write"]
 
-DIFFUSION = ("schedule", "shift_power", "shift_power_frames", "prediction")
+# of the loss; everything else of [diffusion] is the process
+TRAINING = ("loss_space", "loss", "weighting", "time_sampler", "level_weights")
 # the number of pictures, their prompts and seeds are those of a call
 ELSEWHERE = ("prompts", "count", "seed")
 PRETRAINED = "pretrained"  # where a local encoder's folder goes, beside text_encoder/config.json
@@ -52,7 +53,7 @@ def write(out: Path, source: Exported) -> None:
 
     recipe = source.recipe
     text = prompted(recipe)
-    said = table(recipe.diffusion)
+    process = {key: value for key, value in table(recipe.diffusion).items() if key not in TRAINING}
     drawn = {key: value for key, value in table(recipe.sample).items() if key not in ELSEWHERE}
     encoder = None
     with torch.device("meta"):  # nothing is made that the stored weights would replace; no encoder is loaded
@@ -64,7 +65,7 @@ def write(out: Path, source: Exported) -> None:
     unet.load_state_dict(part(source, "levels."), assign=True)
     if encoder is not None and encoder.trainable:
         encoder.load_state_dict(part(source, "text."), assign=True)
-    scheduler = PyramidSchedule(diffusion={key: said[key] for key in DIFFUSION}, sample=drawn)
+    scheduler = PyramidSchedule(diffusion=process, sample=drawn)
     pipeline = MatryoshkaPipeline(unet, scheduler, encoder)
 
     out = out.absolute()

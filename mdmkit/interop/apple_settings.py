@@ -186,6 +186,8 @@ def diffusion_config(
     shift_power: float,
     prediction: str,
     loss_space: str,
+    signal_scale: float = 1.0,
+    signal_scale_power: float = 0.0,
     threshold: tuple[str, Settings] = ("clip", {}),
     level_weights: Sequence[float] | None = None,
     shares: Sequence[float] | None = None,
@@ -197,6 +199,17 @@ def diffusion_config(
     sampler does not have.
     """
     left_out = []
+    shifted = shift_power != 0
+    if levels > 1:
+        # a released nest is shifted, by any power, or divides pictures by their ratio to the lowest level
+        shifted = signal_scale_power == 0
+        if signal_scale != 1:
+            raise ValueError(f"diffusion.signal_scale: {signal_scale}; a released nest has 1.0")
+        if not shifted and (signal_scale_power, shift_power) != (1, 0):
+            raise ValueError(
+                f"diffusion.signal_scale_power: {signal_scale_power}, with shift_power = {shift_power}; "
+                "a released nest has one of the two, and no signal_scale_power but 1"
+            )
     name, settings = schedule
     if name not in SCHEDULES:
         known = ", ".join(SCHEDULES)
@@ -229,10 +242,9 @@ def diffusion_config(
             "beta_end": settings.get("beta_end", 0.02),
             "threshold_function": limits,
             "rescale_schedule": 1.0,
-            "rescale_signal": None,
-            # without it, the released sampler divides pictures by their ratio to the lowest level
-            "schedule_shifted": levels > 1 or shift_power != 0,
-            "schedule_shifted_power": shift_power if levels > 1 or shift_power != 0 else 1,
+            "rescale_signal": None if signal_scale == 1 else 1 / signal_scale,
+            "schedule_shifted": shifted,
+            "schedule_shifted_power": shift_power if shifted else 1,
         },
         "model_output_scale": 0,
         "use_vdm_loss_weights": False,

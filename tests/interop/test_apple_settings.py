@@ -257,6 +257,12 @@ def process(**changes: Any) -> tuple[dict[str, Any], list[str]]:
             "diffusion.schedule.form: 'continuous'; the released code has 'table'",
         ),
         ({"schedule": ("ddpm", {"steps": 500})}, "diffusion.schedule.steps: 500; the released code has 1000"),
+        ({"signal_scale": 0.5}, "diffusion.signal_scale: 0.5; a released nest has 1.0"),
+        (
+            {"signal_scale_power": 1.0},
+            "diffusion.signal_scale_power: 1.0, with shift_power = 2.0; "
+            "a released nest has one of the two, and no signal_scale_power but 1",
+        ),
         ({"prediction": "flow"}, "diffusion.prediction: 'flow'; the released code has eps and v"),
     ],
 )
@@ -281,6 +287,13 @@ def test_what_is_said_of_a_process() -> None:
     assert (sampler["schedule_shifted"], sampler["schedule_shifted_power"]) == (True, 2.0)
     assert sampler["threshold_function"] == "DYNAMIC"
     assert (config["multi_res_weights"], config["mixed_ratio"]) == ("4:1", "2:1")
+
+
+def test_pictures_may_be_scaled() -> None:
+    sampler = process(levels=1, signal_scale=0.5)[0]["sampler_config"]
+    assert (sampler["rescale_signal"], process(levels=1)[0]["sampler_config"]["rescale_signal"]) == (2, None)
+    sampler = process(signal_scale_power=1.0, shift_power=0.0)[0]["sampler_config"]
+    assert (sampler["rescale_signal"], sampler["schedule_shifted"]) == (None, False)
 
 
 def test_weights_keep_their_size_and_shares_their_ratio() -> None:
