@@ -151,7 +151,6 @@ class PyramidSchedule(SchedulerMixin, ConfigMixin):
 class MatryoshkaPipeline(DiffusionPipeline):
     """Draws pictures for prompts: those that `mdmkit sample` draws with the same model and the same seed."""
 
-    model_cpu_offload_seq = "text_encoder->unet"
     _optional_components = ["text_encoder"]  # noqa: RUF012 (as diffusers declares it)
 
     def __init__(
