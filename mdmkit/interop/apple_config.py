@@ -54,11 +54,11 @@ DIFFUSION = {
 }
 READER = {
     *("image_size", "max_token_length", "append_eos", "prepad_bos", "padding_token"),
-    *("prepad_caption_with_space", "use_tokenizer_scores"),
+    *("prepad_caption_with_space", "use_tokenizer_scores", "pad_to_max_length"),
 }
 READER_MACHINERY = {
     *("num_readers", "num_kept_files", "endpoint_url", "bucket", "reader_buffer_size"),
-    *("max_caption_length", "pad_to_max_length"),
+    "max_caption_length",
 }
 READER_UNREAD = {"smaller_side_size", "random_crop", "shuffle_buffer_size"}
 
@@ -165,6 +165,7 @@ def add_text(recipe: Table, top: Keys, data: Keys, width: int | None) -> None:
     """Give the recipe its text encoder, as far as the network reads text."""
     name = top.take("text_model", "google/flan-t5-xl", text, "text.model")
     tokens = data.take("max_token_length", -1, integer, "text.max_tokens")
+    whole = data.take("pad_to_max_length", False, flag, "text.pad")
     packed = top.take("use_precomputed_text_embeddings", False, flag, "text, data.features")
     # tokens as the encoder's own tokenizer makes them
     for key, wanted in (
@@ -176,10 +177,14 @@ def add_text(recipe: Table, top: Keys, data: Keys, width: int | None) -> None:
     if width is None:
         return
     encoder: Table = {"use": "t5", "model": name, "width": width, "precision": recipe["run"]["precision"]}
+    # the released networks look at padding, and have to see as much of it as there
+    encoder["pad"] = "max" if whole else "exact"
     if tokens > 0:
         encoder["max_tokens"] = tokens
-    recipe["text"] = {"use": "cached", "width": width, "encoder": encoder} if packed else encoder
+    recipe["text"] = encoder
     if packed:
+        held = {"max_tokens": tokens} if tokens > 0 else {}
+        recipe["text"] = {"use": "cached", "width": width, "encoder": encoder, **held}
         recipe["data"]["features"] = True
 
 
