@@ -20,6 +20,7 @@ from mdmkit.interop.apple_yaml import read_yaml
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import Recipe, load, loads
 from mdmkit.recipe.emit import write
+from tests.golden import golden_case
 
 from . import released
 
@@ -278,14 +279,14 @@ def test_whatever_a_key_says_it_is_read_or_refused(path: str, value: Any):
 @pytest.mark.parametrize(
     "case", ["checkpoint_unet", "loss_unet", "loss_nested2", "sample_nested2", "train_step"]
 )
-def test_the_recorded_configs_build_the_recorded_networks(case: str, golden_folder: Path):
+def test_the_recorded_configs_build_the_recorded_networks(case: str):
     from safetensors.torch import load_file
 
     from mdmkit.interop.apple_file import read
     from mdmkit.interop.apple_keys import from_released
     from mdmkit.interop.apple_unet import text_width
 
-    folder = golden_folder / case
+    folder = golden_case(case)
     table = json.loads((folder / "config.json").read_text())
     file = folder / "weights.safetensors"
     state = load_file(file) if file.exists() else read(folder / "noema_args_dict.pth").tensors
