@@ -23,6 +23,7 @@ LEVELS = {
     "schedules": 1,
     "targets": 1,
     "weighting": 1,
+    "grid": 1,
     "pyramid": 1,
     "resolutions": 1,
     "growth": 1,
@@ -37,7 +38,7 @@ LEVELS = {
     "interop": 4,
 }
 BESIDE = {"recipe", "plugins", "builtin", "testing"}  # they name components by string only
-ABOVE = {"assemble", "model_folder", "start", "cli", "__main__"}  # they see both sides
+ABOVE = {"assemble", "model_folder", "diffusers_pipeline", "start", "cli", "__main__"}  # they see both sides
 NOT_IN_COMPONENTS = {"pluggy", "cattrs", "tomli", "tomli_w", "typer"}
 
 

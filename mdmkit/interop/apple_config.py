@@ -54,11 +54,11 @@ DIFFUSION = {
 }
 READER = {
     *("image_size", "max_token_length", "append_eos", "prepad_bos", "padding_token"),
-    *("prepad_caption_with_space", "use_tokenizer_scores"),
+    *("prepad_caption_with_space", "use_tokenizer_scores", "pad_to_max_length"),
 }
 READER_MACHINERY = {
     *("num_readers", "num_kept_files", "endpoint_url", "bucket", "reader_buffer_size"),
-    *("max_caption_length", "pad_to_max_length"),
+    "max_caption_length",
 }
 READER_UNREAD = {"smaller_side_size", "random_crop", "shuffle_buffer_size"}
 
@@ -139,6 +139,12 @@ def translate(config: Mapping[str, Any], *, text_width: int | None, source: str 
         "train": train_table(top, diffusion, len(unets)),
         "sample": sample_table(sampler, text_width),
     }
+    if len(unets) == 1:
+        limit = diffusion.take("model_output_scale", 0.0, real, "model.levels[0].output_limit")
+        if limit < 0:
+            raise diffusion.wrong("model_output_scale", f"expected 0 (none) or above, got {limit}")
+        if limit:
+            recipe["model"]["levels"][0]["output_limit"] = limit
     add_text(recipe, top, data, text_width)
     return Translation(recipe, account)
 
@@ -165,6 +171,7 @@ def add_text(recipe: Table, top: Keys, data: Keys, width: int | None) -> None:
     """Give the recipe its text encoder, as far as the network reads text."""
     name = top.take("text_model", "google/flan-t5-xl", text, "text.model")
     tokens = data.take("max_token_length", -1, integer, "text.max_tokens")
+    whole = data.take("pad_to_max_length", False, flag, "text.pad")
     packed = top.take("use_precomputed_text_embeddings", False, flag, "text, data.features")
     # tokens as the encoder's own tokenizer makes them
     for key, wanted in (
@@ -176,10 +183,14 @@ def add_text(recipe: Table, top: Keys, data: Keys, width: int | None) -> None:
     if width is None:
         return
     encoder: Table = {"use": "t5", "model": name, "width": width, "precision": recipe["run"]["precision"]}
+    # the released networks look at padding, and have to see as much of it as there
+    encoder["pad"] = "max" if whole else "exact"
     if tokens > 0:
         encoder["max_tokens"] = tokens
-    recipe["text"] = {"use": "cached", "width": width, "encoder": encoder} if packed else encoder
+    recipe["text"] = encoder
     if packed:
+        held = {"max_tokens": tokens} if tokens > 0 else {}
+        recipe["text"] = {"use": "cached", "width": width, "encoder": encoder, **held}
         recipe["data"]["features"] = True
 
 
@@ -197,15 +208,20 @@ def diffusion_table(top: Keys, diffusion: Keys, sampler: Keys, levels: int) -> T
     target = sampler.take("loss_target_type", prediction, word(SPACES), "diffusion.loss_space")
     shifted = sampler.take("schedule_shifted", False, flag, "diffusion.shift_power")
     power = sampler.take("schedule_shifted_power", 1.0, real, "diffusion.shift_power")
+    scaling: Table = {}
     if levels > 1:
         # without the shift a nest divides pictures by their ratio to the innermost side instead
-        sampler.must("schedule_shifted", False, flag, True)
+        if not shifted:
+            scaling = {"signal_scale_power": 1.0}
         diffusion.must("no_use_residual", False, flag, True)
-        sampler.unread({"rescale_signal"}, "in a nest with a shifted schedule")
+        sampler.unread({"rescale_signal"}, "in a nest")
         diffusion.unread({"model_output_scale"}, "in a nest")
     else:
-        sampler.must("rescale_signal", None, real, None, 1.0)
-        diffusion.must("model_output_scale", 0.0, real, 0.0)
+        divisor = sampler.take("rescale_signal", None, real, "diffusion.signal_scale")
+        if divisor is not None and not divisor > 0:
+            raise sampler.wrong("rescale_signal", f"expected a number above 0, got {divisor}")
+        if divisor not in (None, 1.0):
+            scaling = {"signal_scale": 1 / divisor}
         nested_only = {"no_use_residual", "use_double_loss", "multi_res_weights", "mixed_ratio"}
         diffusion.unread(nested_only, "without a nest")
     off = {"use_vdm_loss_weights": True} | dict.fromkeys(sorted(TRAINING_ONLY), False)
@@ -218,6 +234,7 @@ def diffusion_table(top: Keys, diffusion: Keys, sampler: Keys, levels: int) -> T
         "shift_power": power if shifted else 0.0,
         "prediction": SPACES[prediction],
         "loss_space": SPACES[target],
+        **scaling,
     }
     weights = level_weights(top, diffusion, levels)
     return table if set(weights) == {1.0} else table | {"level_weights": weights}

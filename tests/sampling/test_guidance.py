@@ -159,7 +159,7 @@ def test_cfgpp_goes_between_both_and_renoises_without_the_condition(seed: int):
         torch.testing.assert_close(said.x0[r], expected)
         assert torch.equal(said.eps[r], uncond.eps[r])
     # a threshold moves both by as much, and does not undo the choice of noise
-    cut = thresholded(CFGPP(0.25).wrap(inside), clip)(z, AT)
+    cut = thresholded(CFGPP(0.25).wrap(inside), clip, diffusion)(z, AT)
     for r in range(2):
         moved = (said.x0[r] - cut.x0[r]) * AT.alpha[r] / AT.sigma[r]
         torch.testing.assert_close(cut.eps[r], uncond.eps[r] + moved)
