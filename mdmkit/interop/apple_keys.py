@@ -18,7 +18,8 @@ from mdmkit.nn import NestedUNet, UNetCore, UNetShell
 from mdmkit.nn.grid import GridStage
 from mdmkit.nn.unet import Stage, UNet
 
-__all__ = ["build_nest", "from_released", "key_map", "level_settings", "micro_conditioning", "to_released"]
+__all__ = ["build_nest", "from_released", "grid_side", "key_map", "level_settings", "micro_conditioning"]
+__all__ += ["to_released"]
 
 Settings = dict[str, Any]
 
@@ -98,12 +99,20 @@ def grid(config: Mapping[str, Any], inner: int) -> tuple[Settings, int]:
         raise ValueError(
             f"a released network with temporal_mode halves frames an even number of times, got {steps}"
         )
-    side = inner * 2 ** (steps // 2)
+    side = grid_side(inner, steps)
     settings: Settings = {"layout": "grid", "frames": side**2, "strides": ((2, 1, 1),) * steps}
     if layers:
         rotary = bool(config["temporal_positional_encoding"])
         settings |= {"temporal_attention": tuple(layers), "rotary": rotary}
     return settings, side
+
+
+def grid_side(inner: int, steps: int) -> int:
+    """How many frames stand in a row of a level that halves them `steps` times, in a grid as high as wide.
+
+    It is the level's ratio to the innermost level too; `inner` is that of the level inside.
+    """
+    return inner * 2 ** (steps // 2)
 
 
 def one_level(config: Mapping[str, Any], *, shell: bool) -> Settings:
