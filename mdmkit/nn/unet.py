@@ -36,9 +36,9 @@ class Text(NamedTuple):
         """Of the first `count` rows of the batch."""
         if count == len(self.features):
             return self
-        few = (None if part is None else part[:count] for part in self[:3])
+        mask, pooled = (None if part is None else part[:count] for part in (self.mask, self.pooled))
         kept = self.kept and {layer: (k[:count], v[:count]) for layer, (k, v) in self.kept.items()}
-        return Text(*few, kept)  # pyright: ignore[reportArgumentType]
+        return Text(self.features[:count], mask, pooled, kept)
 
     def of(self, layer: nn.Module) -> Tensor | KeysValues:
         """What a layer attends to: its keys and values where they are kept, else the features."""
