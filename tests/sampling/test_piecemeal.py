@@ -65,7 +65,9 @@ def test_a_network_of_diffusers_with_our_sampler(unet: Any) -> None:
     scheduler.set_timesteps(5)
     (ours,) = sample_pyramid(denoise, PROCESS, [(3, 16, 16)], seeds=[3, 4], steps=5, spacing=uniform_t)
     start: list[Tensor] = []
-    sample_pyramid(denoise, PROCESS, [(3, 16, 16)], [3, 4], rule=lambda d, z, p, n: start.extend(z) or z)
+    sample_pyramid(
+        denoise, PROCESS, [(3, 16, 16)], [3, 4], rule=lambda denoise, z, path, noise: start.extend(z) or z
+    )
     z = start[0]
     with torch.no_grad():
         for t in scheduler.timesteps:
