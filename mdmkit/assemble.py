@@ -27,6 +27,7 @@ __all__ = [
     "dataset",
     "diffusion",
     "drawing",
+    "frames",
     "growth",
     "guidance",
     "loggers",
@@ -51,6 +52,12 @@ __all__ = [
 def resolutions(recipe: Recipe, levels: int | None = None) -> tuple[tuple[int, int], ...]:
     """The (height, width) of each level, low to high; of the first `levels` where given."""
     return tuple(side(level.resolution) for level in recipe.model.levels[:levels])
+
+
+def frames(recipe: Recipe) -> tuple[int, ...] | None:
+    """How many frames stand in a picture of each level, low to high; None: they are just pictures."""
+    counts = tuple(getattr(level.network.settings, "frames", 1) for level in recipe.model.levels)
+    return counts if max(counts, default=1) > 1 else None
 
 
 def cond_dim(recipe: Recipe) -> int | None:
@@ -107,7 +114,7 @@ def text_encoder(
 
 def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
     """The diffusion process: the schedule shifted for each level, and what the network predicts."""
-    from mdmkit.diffusion import Diffusion
+    from mdmkit.diffusion import Diffusion, signal_scales
     from mdmkit.schedules import shift_levels
 
     said = recipe.diffusion
@@ -118,7 +125,8 @@ def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
         shift_power=said.shift_power,
         shift_power_frames=said.shift_power_frames,
     )
-    return Diffusion(schedules=schedules, prediction=said.prediction)
+    scales = signal_scales(resolutions(recipe), scale=said.signal_scale, power=said.signal_scale_power)
+    return Diffusion(schedules=schedules, prediction=said.prediction, scales=scales)
 
 
 def dataset(recipe: Recipe, registry: Registry, *, resolution: tuple[int, int] | None = None) -> Any:
@@ -268,6 +276,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         growth=growth(recipe, registry),
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
+        frames=frames(recipe),
     )
 
 

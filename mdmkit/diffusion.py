@@ -9,11 +9,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from mdmkit.pyramid import Pyramid
+from mdmkit.pyramid import Pyramid, normalize_resolution
 from mdmkit.schedules import NoiseSchedule
 from mdmkit.targets import SPACES
 
-__all__ = ["Diffusion", "NoiseLevel", "mixed"]
+__all__ = ["Diffusion", "NoiseLevel", "mixed", "signal_scales"]
 
 
 def mixed(x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -43,12 +43,21 @@ class Diffusion:
 
     `schedules`: one a level, low to high (`mdmkit.schedules.shift_levels`). `prediction`: the space of the
     network's output, one of x0, eps, v, flow. *Matryoshka Diffusion Models*, arXiv 2310.15111, section 3.1.
+
+    `scales`: what the pictures of each level are multiplied by to be the x_r of the process (`scaled`), and
+    divided by again to be seen (`pictures`); all 1 where not given. It is the other way to shift a level's
+    noise: *On the Importance of Noise Scheduling for Diffusion Models*, arXiv 2301.10972, section 2.2.
     """
 
     schedules: tuple[NoiseSchedule, ...] = attrs.field(converter=tuple)
     prediction: str = "v"
+    scales: tuple[float, ...] | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.scales is not None and (len(self.scales) != len(self.schedules) or min(self.scales) <= 0):
+            raise ValueError(
+                f"expected a scale > 0 for each of {len(self.schedules)} levels, got {list(self.scales)}"
+            )
         if not self.schedules:
             raise ValueError("expected one schedule a level, got none")
         if self.prediction not in SPACES:
@@ -68,6 +77,18 @@ class Diffusion:
             alpha=tuple(alpha.item() for alpha, _ in scales),
             sigma=tuple(sigma.item() for _, sigma in scales),
         )
+
+    def scaled(self, pictures: Sequence[Tensor]) -> Pyramid:
+        """Pictures as the process has them."""
+        return tuple(x * scale if scale != 1 else x for x, scale in self.by_level(pictures))
+
+    def pictures(self, x: Sequence[Tensor]) -> Pyramid:
+        """The inverse of `scaled`."""
+        return tuple(x / scale if scale != 1 else x for x, scale in self.by_level(x))
+
+    def by_level(self, x: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
+        scales = self.scales or (1.0,) * len(x)
+        return list(zip(x, scales[: len(x)], strict=True))
 
     def logsnr(self, t: Tensor, level: int) -> Tensor:
         """logsnr of one level at times `t`, of t's shape and dtype; finite."""
@@ -92,6 +113,19 @@ class Diffusion:
             alpha, sigma = self.alpha_sigma(t, level, like=clean)
             noisy.append(mixed(clean, noise, alpha, sigma))
         return tuple(noisy)
+
+
+def signal_scales(
+    resolutions: Sequence[int | Sequence[int]], *, scale: float = 1.0, power: float = 0.0
+) -> tuple[float, ...] | None:
+    """`scales` of a diffusion: level r has scale / (side_r / side_0)^power; None where all are 1.
+
+    At power 1 the scale is the released models' without a shift (`schedule_shifted: false`). Sides that are
+    not equal count by their geometric mean.
+    """
+    area = [math.prod(normalize_resolution(size)[-2:]) for size in resolutions]
+    scales = tuple(scale * (own / area[0]) ** (-power / 2) for own in area)
+    return None if all(value == 1 for value in scales) else scales
 
 
 def log(value: float) -> float:

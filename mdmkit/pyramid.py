@@ -8,7 +8,9 @@ from typing import TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Pyramid", "normalize_resolution", "pool", "pyramid", "ratio"]
+from mdmkit.grid import grid_side, pack, unpack
+
+__all__ = ["Pyramid", "normalize_resolution", "pool", "pool_grid", "pyramid", "ratio"]
 
 Pyramid: TypeAlias = tuple[Tensor, ...]
 
@@ -52,16 +54,38 @@ def pool(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.avg_pool3d(x, factors) if len(factors) == 3 else F.avg_pool2d(x, factors)
 
 
+def pool_grid(x: Tensor, size: Sequence[int], frames: tuple[int, int]) -> Tensor:
+    """A grid of frames as a smaller grid: of `frames` (those of x, those of the result), every k-th is kept.
+
+    As the released video models have it: frames are picked, the first among them, and only their pixels are
+    averaged. `x (B, C, n H, n W)`, `size` of the result as a picture. ValueError where a ratio is no integer.
+    """
+    high, low = frames
+    if high % low:
+        raise ValueError(f"expected a number of frames that divides {high}, got {low}")
+    clip = unpack(x, high)
+    clip = clip.unflatten(0, (-1, high))[:, :: high // low].flatten(0, 1)
+    return pack(pool(clip, [side // grid_side(low) for side in size]), low)
+
+
 def pyramid(
-    x: Tensor, resolutions: Sequence[int | Sequence[int]], rows: Sequence[int] | None = None
+    x: Tensor,
+    resolutions: Sequence[int | Sequence[int]],
+    rows: Sequence[int] | None = None,
+    *,
+    frames: Sequence[int] | None = None,
 ) -> Pyramid:
     """`x (B, C, [F,] H, W)` at each of `resolutions` (low to high); at level r only the first `rows[r]` rows.
 
     Every level is pooled from `x` itself, so that no level depends on which others there are.
+    `frames`: where pictures are grids of frames, how many at each level, those of x last.
     Raises ValueError where `x` is no integer multiple of a resolution.
     """
     sizes = [normalize_resolution(resolution) for resolution in resolutions]
     rows = [len(x)] * len(sizes) if rows is None else rows
     if len(rows) != len(sizes):
         raise ValueError(f"expected rows for {len(sizes)} levels, got {len(rows)}")
+    if frames is not None:
+        kept = zip(sizes, rows, frames[: len(sizes)], strict=True)
+        return tuple(pool_grid(x[:count], size, (frames[-1], low)) for size, count, low in kept)
     return tuple(pool(x[:count], size) for size, count in zip(sizes, rows, strict=True))

@@ -17,7 +17,12 @@ __all__ = ["TimeSampler", "Uniform", "UniformTime", "Weighting", "weight_in"]
 
 @runtime_checkable
 class Weighting(Protocol):
-    """A weight over logsnr, on the squared loss in `space`; `space` None: in whichever the loss is taken."""
+    """A weight over logsnr, on the squared loss in `space`; `space` None: in whichever the loss is taken.
+
+    logsnr is that of the level, after its shift, and all that a weight sees. The released code's VDM weights
+    are not of this kind: SNR(i - 1) / SNR(i) - 1 at the row's index i of the table, which tells how fast the
+    schedule falls there, before any shift, the same at every level, divided by the sum over the batch.
+    """
 
     @property
     def space(self) -> str | None: ...

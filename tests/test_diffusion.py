@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.diffusion import Diffusion, NoiseLevel, signal_scales
 from mdmkit.pyramid import pyramid
 from mdmkit.schedules import Cosine, LinearFlow, shift_levels
 
@@ -72,3 +72,35 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="longer"):
         diffusion.noisy((torch.zeros(1, 3, 4, 4),) * 2, (torch.zeros(1, 3, 4, 4),) * 3, torch.rand(1))
     assert Diffusion([LinearFlow()]).schedules == (LinearFlow(),)  # pyright: ignore
+
+
+@given(
+    scale=st.floats(0.1, 2),
+    power=st.floats(0, 2),
+    sides=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    seed=st.integers(0, 99),
+)
+def test_scales_go_there_and_back(scale: float, power: float, sides: tuple[int, int], seed: int):
+    sizes = [(2, 3), (2 * sides[0], 3 * sides[1])]
+    scales = signal_scales(sizes, scale=scale, power=power) or (1.0, 1.0)
+    assert scales[0] == scale
+    assert scales[1] == pytest.approx(scale / (sides[0] * sides[1]) ** (power / 2))
+    process = Diffusion(shift_levels(Cosine(), sizes), scales=scales)
+    x = [torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed)) for size in sizes]
+    scaled = process.scaled(x)
+    for level in range(2):
+        assert torch.equal(scaled[level], x[level] * scales[level])
+        torch.testing.assert_close(process.pictures(scaled)[level], x[level])
+    # a level more scales none below, and the inner levels alone are scaled alike
+    assert torch.equal(process.scaled(x[:1])[0], scaled[0])
+
+
+def test_without_scales_pictures_stay_themselves():
+    assert signal_scales([16, 64], power=0.0) is None
+    assert signal_scales([16, 64], power=1.0) == (1.0, 0.25)
+    x = [torch.ones(1, 3, 4, 4)]
+    assert diffusion.scaled(x)[0] is x[0]
+    assert diffusion.pictures(x)[0] is x[0]
+    for wrong in ((1.0, 0.5), (1.0, 0.5, 0.0)):
+        with pytest.raises(ValueError, match="expected a scale > 0 for each of 3 levels, got"):
+            Diffusion(diffusion.schedules, scales=wrong)

@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import attrs
 import pytest
 
 from mdmkit import assemble
@@ -43,6 +44,14 @@ def test_what_ships() -> None:
 def test_released_networks_have_their_exact_size(name: str, parameters: int, registry: Registry) -> None:
     nest = assemble.nest(shipped(name, registry), registry, device="meta")
     assert sum(p.numel() for p in nest.parameters()) == parameters
+
+
+def test_the_other_shift_reaches_the_process(registry: Registry) -> None:
+    recipe = shipped("cc12m_256", registry)
+    assert assemble.diffusion(recipe, registry).scales is None
+    said = attrs.evolve(recipe.diffusion, shift_power=0.0, signal_scale=0.5, signal_scale_power=1.0)
+    other = assemble.diffusion(attrs.evolve(recipe, diffusion=said), registry)
+    assert other.scales == (0.5, 0.125)
 
 
 @pytest.mark.parametrize("name", RELEASED)

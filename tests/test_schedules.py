@@ -180,6 +180,10 @@ def test_released_tables(name: str, schedule: NoiseSchedule):
             torch.testing.assert_close(shifted, floor, rtol=0, atol=1e-5)
             # where 1 - gamma has its digits, to float32's own precision
             torch.testing.assert_close(shifted[300:], floor[300:], rtol=0, atol=2e-7)
+    # what a VDM weight is made of: how fast logsnr falls from one entry to the next (float32 there)
+    weights = torch.expm1(-schedule.logsnr(grid).diff())[1:]
+    recorded_weights = recorded[f"{name}.vdm_loss_weights"][2:].double()
+    torch.testing.assert_close(weights[300:], recorded_weights[300:], rtol=1e-4, atol=1e-6)
 
 
 def test_only_numbers_are_cached():

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import reduce
-from math import gcd, prod
+from math import gcd, isqrt, prod
 
 import attrs
 
-from mdmkit.divisors import divides_problem
+from mdmkit.divisors import divides_problem, grid_multiple, grid_problems, triples
 from mdmkit.plugins.component import Component
 from mdmkit.recipe.options import Use, opt, slot
 
 __all__ = ["COMPONENTS", "SDPA", "ResNet", "UNetCore", "UNetShell"]
 
 Found = Iterator[tuple[str, str]]
+# of the attention over time
+HEAD_DIM = 32
 
 
 def unet_problems(unet: UNetCore | UNetShell) -> Found:
@@ -34,8 +36,9 @@ def unet_problems(unet: UNetCore | UNetShell) -> Found:
                 f"expected one entry between each two stages, {stages - 1}, got {len(unet.strides)}",
             )
         for i, stride in enumerate(unet.strides):
-            if isinstance(stride, tuple) and len(stride) != 2:
-                yield f"strides[{i}]", f"expected one number or [height, width], got {list(stride)}"
+            if isinstance(stride, tuple) and len(stride) not in ((2, 3) if in_grid(unet) else (2,)):
+                wanted = "one number or [height, width]" + ", or with frames in front" * in_grid(unet)
+                yield f"strides[{i}]", f"expected {wanted}, got {list(stride)}"
     together = reduce(gcd, unet.channels)
     for i, width in enumerate(unet.channels):
         problem = divides_problem("norm_groups", unet.norm_groups, "channels", width, all_of=together)
@@ -66,11 +69,62 @@ def attended_channels(unet: UNetCore | UNetShell) -> dict[int, int]:
     return {i: width for i, (width, count) in enumerate(counted) if count or i == middle}
 
 
+def in_grid(unet: UNetCore | UNetShell) -> bool:
+    """Whether the pictures of a level are grids of frames."""
+    return getattr(unet, "layout", None) == "grid"
+
+
+def strides_of(unet: UNetCore | UNetShell) -> list[tuple[int, int, int]]:
+    """The strides as (frames, height, width)."""
+    return triples(unet.strides if unet.strides is not None else (2,) * (len(unet.channels) - 1))
+
+
 def ratio(unet: UNetCore | UNetShell) -> tuple[int, int]:
-    """The product of the strides, (height, width)."""
-    strides = unet.strides if unet.strides is not None else (2,) * (len(unet.channels) - 1)
-    pairs = [(s, s) if isinstance(s, int) else (s[0], s[-1]) for s in strides]
-    return prod(h for h, _ in pairs), prod(w for _, w in pairs)
+    """How many times higher and wider a level's pictures are than those inside."""
+    strides = strides_of(unet)
+    side = isqrt(prod(f for f, _, _ in strides))  # of a grid: frames go in rows and columns
+    return side * prod(h for _, h, _ in strides), side * prod(w for _, _, w in strides)
+
+
+def multiple(unet: UNetCore | UNetShell) -> tuple[int, int]:
+    """What divides the height and width of a level's pictures."""
+    if not isinstance(unet, UNetShell) or not in_grid(unet):
+        return ratio(unet)
+    return grid_multiple(unet.frames, strides_of(unet), temporal_layers(unet))
+
+
+def toml(value: object) -> str:
+    """A number, truth value or list of numbers as a recipe has it."""
+    return str(list(value)) if isinstance(value, tuple) else str(value).lower()
+
+
+def temporal_layers(unet: UNetShell) -> tuple[int, ...]:
+    """Temporal attention layers, one entry a stage."""
+    layers = unet.temporal_attention
+    return layers if isinstance(layers, tuple) else (layers,) * len(unet.channels)
+
+
+def layout_problems(unet: UNetShell) -> Found:
+    """What does not fit in the settings of a level whose pictures are grids of frames."""
+    if not in_grid(unet):
+        for name, off in (("frames", 1), ("temporal_attention", 0), ("rotary", False)):
+            value = getattr(unet, name)
+            if value != off:
+                yield name, f'expected {toml(off)} without layout = "grid", got {toml(value)}'
+        return
+    if all(isinstance(stride, int) or len(stride) in (2, 3) for stride in unet.strides or ()):
+        yield from grid_problems(unet.frames, strides_of(unet))
+    if any(unet.attention) if isinstance(unet.attention, tuple) else unet.attention:
+        yield "attention", 'layout = "grid" has attention over time only; say attention = 0'
+    if len(temporal_layers(unet)) != len(unet.channels):
+        yield (
+            "temporal_attention",
+            f"expected one entry a stage, {len(unet.channels)}, got {len(temporal_layers(unet))}",
+        )
+    for i, (width, count) in enumerate(zip(unet.channels, temporal_layers(unet), strict=False)):
+        problem = divides_problem("head_dim", HEAD_DIM, "channels", width) if count else None
+        if problem:
+            yield f"channels[{i}]", problem
 
 
 def text_of(resolution: tuple[int, int]) -> str:
@@ -83,12 +137,10 @@ def level_problems(
     unet: UNetCore | UNetShell, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int
 ) -> Found:
     """What does not fit between a core or shell, its resolution and the level inside, as (path, message)."""
-    factors = ratio(unet)
-    if any(side % factor for side, factor in zip(resolution, factors, strict=True)):
-        yield (
-            "resolution",
-            f"the strides divide by {text_of(factors)}, which does not divide {text_of(resolution)}",
-        )
+    factors, parts = ratio(unet), multiple(unet)
+    if any(side % factor for side, factor in zip(resolution, parts, strict=True)):
+        what = "the strides and frames divide" if in_grid(unet) else "the strides divide"
+        yield "resolution", f"{what} by {text_of(parts)}, which does not divide {text_of(resolution)}"
         return
     low = resolution[0] // factors[0], resolution[1] // factors[1]
     if inner is not None and low != inner:
@@ -141,6 +193,7 @@ class UNetCore:
     micro_conditioning: dict[str, float] | None = opt(
         None, "numbers about a picture and their defaults, such as scale, its side"
     )
+    output_limit: float | None = opt(None, "predictions are squeezed into +-this by tanh", gt=0.0)
     block: Use = slot("block", "resnet", "the residual block")
 
     def problems(self) -> Found:
@@ -186,11 +239,21 @@ class UNetShell:
     )
     inner_input: bool = opt(True, "the level inside sees this one's features")
     normalize_input: bool = opt(False, "divide the noisy picture by its own standard deviation")
+    layout: str | None = opt(
+        None, "grid: pictures are square grids of frames; for imported models", choices=("grid",)
+    )
+    frames: int = opt(1, "frames in a picture of layout grid, a square number", ge=1)
+    temporal_attention: int | tuple[int, ...] = opt(
+        0, "layers over the frames behind each residual block of a stage, in layout grid", ge=0
+    )
+    rotary: bool = opt(False, "attention over the frames knows their order")
     block: Use = slot("block", "resnet", "the residual block")
 
     def problems(self) -> Found:
         """What does not fit among these settings."""
-        return unet_problems(self)
+        yield from unet_problems(self)
+        if self.channels:
+            yield from layout_problems(self)
 
     def level_problems(
         self, *, resolution: tuple[int, int], inner: tuple[int, int] | None, index: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import attrs
 
 from mdmkit.plugins.component import Component
@@ -10,6 +12,7 @@ from mdmkit.recipe.options import opt
 __all__ = ["COMPONENTS"]
 
 LIMIT_HELP = "pictures lie in [-limit, limit]"
+SCALE_HELP = "one for all levels, or one each, low to high"
 ETA_HELP = "0: deterministic; 1: as much fresh noise as the process itself has"
 TABLE_HELP = "entries of the schedule's table"
 
@@ -155,7 +158,52 @@ class PolyExponential:
 class CFG:
     """Classifier-free guidance."""
 
-    scale: float = opt(5.0, "1: no guidance", ge=0.0)
+    scale: float | tuple[float, ...] = opt(5.0, f"1: no guidance; {SCALE_HELP}", ge=0.0)
+
+
+@attrs.frozen
+class CFGPP:
+    """CFG++: the guided picture, renoised with the unconditional noise."""
+
+    scale: float | tuple[float, ...] = opt(0.6, f"between both answers, 0 to 1; {SCALE_HELP}", ge=0.0, le=1.0)
+
+
+@attrs.frozen
+class CFGZero:
+    """CFG-Zero*: the unconditional answer is scaled to fit, and the first steps wait."""
+
+    scale: float | tuple[float, ...] = opt(5.0, f"as for cfg; {SCALE_HELP}", ge=0.0)
+    zero: float = opt(0.04, "share of t at the start in which nothing moves", ge=0.0, lt=1.0)
+
+
+@attrs.frozen
+class APG:
+    """Adaptive projected guidance: strong scales without burnt colours."""
+
+    scale: float | tuple[float, ...] = opt(7.5, f"as for cfg; {SCALE_HELP}", ge=0.0)
+    eta: float = opt(0.0, "how much the part along the picture counts, which burns colours")
+    norm: float | None = opt(15.0, "largest norm of a picture's difference; \"none\": any", gt=0.0)
+    momentum: float = opt(-0.5, "of the difference over steps; negative: away from where it was")
+
+
+@attrs.frozen
+class Rescale:
+    """Behind another guidance: brings the contrast back towards that of the conditional answer."""
+
+    factor: float = opt(0.7, "0: not at all, 1: to the same deviation", ge=0.0, le=1.0)
+    space: str = opt("v", "the prediction space whose deviation counts", choices=("x0", "eps", "v", "flow"))
+
+
+@attrs.frozen
+class Interval:
+    """Behind another guidance: only within an interval of noise; outside, one row runs and not two."""
+
+    logsnr: tuple[float, ...] = opt((-3.0, 5.0), "[low, high], of level 0")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What does not fit among these settings."""
+        if len(self.logsnr) != 2 or not self.logsnr[0] < self.logsnr[1]:
+            yield "logsnr", f"expected [low, high] with low < high, got {list(self.logsnr)}"
 
 
 @attrs.frozen
@@ -213,6 +261,11 @@ COMPONENTS: list[Component] = [
     Component("spacing", "karras", Karras, "mdmkit.sampling.spacing:karras"),
     Component("spacing", "poly_exponential", PolyExponential, "mdmkit.sampling.spacing:poly_exponential"),
     Component("guidance", "cfg", CFG, "mdmkit.sampling.guidance:CFG"),
+    Component("guidance", "cfgpp", CFGPP, "mdmkit.sampling.guidance:CFGPP"),
+    Component("guidance", "cfg_zero", CFGZero, "mdmkit.sampling.guidance:CFGZero"),
+    Component("guidance", "apg", APG, "mdmkit.sampling.guidance:APG"),
+    Component("guidance", "rescale", Rescale, "mdmkit.sampling.guidance:Rescale"),
+    Component("guidance", "interval", Interval, "mdmkit.sampling.guidance:Interval"),
     Component("threshold", "none", NoThreshold, "mdmkit.sampling.threshold:none"),
     Component("threshold", "clip", Clip, "mdmkit.sampling.threshold:clip"),
     Component("threshold", "dynamic", Dynamic, "mdmkit.sampling.threshold:dynamic"),

@@ -139,6 +139,12 @@ def translate(config: Mapping[str, Any], *, text_width: int | None, source: str 
         "train": train_table(top, diffusion, len(unets)),
         "sample": sample_table(sampler, text_width),
     }
+    if len(unets) == 1:
+        limit = diffusion.take("model_output_scale", 0.0, real, "model.levels[0].output_limit")
+        if limit < 0:
+            raise diffusion.wrong("model_output_scale", f"expected 0 (none) or above, got {limit}")
+        if limit:
+            recipe["model"]["levels"][0]["output_limit"] = limit
     add_text(recipe, top, data, text_width)
     return Translation(recipe, account)
 
@@ -202,15 +208,20 @@ def diffusion_table(top: Keys, diffusion: Keys, sampler: Keys, levels: int) -> T
     target = sampler.take("loss_target_type", prediction, word(SPACES), "diffusion.loss_space")
     shifted = sampler.take("schedule_shifted", False, flag, "diffusion.shift_power")
     power = sampler.take("schedule_shifted_power", 1.0, real, "diffusion.shift_power")
+    scaling: Table = {}
     if levels > 1:
         # without the shift a nest divides pictures by their ratio to the innermost side instead
-        sampler.must("schedule_shifted", False, flag, True)
+        if not shifted:
+            scaling = {"signal_scale_power": 1.0}
         diffusion.must("no_use_residual", False, flag, True)
-        sampler.unread({"rescale_signal"}, "in a nest with a shifted schedule")
+        sampler.unread({"rescale_signal"}, "in a nest")
         diffusion.unread({"model_output_scale"}, "in a nest")
     else:
-        sampler.must("rescale_signal", None, real, None, 1.0)
-        diffusion.must("model_output_scale", 0.0, real, 0.0)
+        divisor = sampler.take("rescale_signal", None, real, "diffusion.signal_scale")
+        if divisor is not None and not divisor > 0:
+            raise sampler.wrong("rescale_signal", f"expected a number above 0, got {divisor}")
+        if divisor not in (None, 1.0):
+            scaling = {"signal_scale": 1 / divisor}
         nested_only = {"no_use_residual", "use_double_loss", "multi_res_weights", "mixed_ratio"}
         diffusion.unread(nested_only, "without a nest")
     off = {"use_vdm_loss_weights": True} | dict.fromkeys(sorted(TRAINING_ONLY), False)
@@ -223,6 +234,7 @@ def diffusion_table(top: Keys, diffusion: Keys, sampler: Keys, levels: int) -> T
         "shift_power": power if shifted else 0.0,
         "prediction": SPACES[prediction],
         "loss_space": SPACES[target],
+        **scaling,
     }
     weights = level_weights(top, diffusion, levels)
     return table if set(weights) == {1.0} else table | {"level_weights": weights}

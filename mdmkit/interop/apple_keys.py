@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from mdmkit.nn import NestedUNet, UNetCore, UNetShell
+from mdmkit.nn.grid import GridStage
 from mdmkit.nn.unet import Stage, UNet
 
-__all__ = ["build_nest", "from_released", "key_map", "level_settings", "micro_conditioning", "to_released"]
+__all__ = ["build_nest", "from_released", "grid_side", "key_map", "level_settings", "micro_conditioning"]
+__all__ += ["to_released"]
 
 Settings = dict[str, Any]
 
@@ -39,12 +41,12 @@ READ = {
     "inner_config",
     "skip_inner_unet_input",
     "skip_normalization",
-    # must be at the value that switches them off
-    "conditioning_feature_dim",
     "num_temporal_attention_layers",
     "temporal_mode",
     "temporal_spatial_ds",
     "temporal_positional_encoding",
+    # must be at the value that switches it off
+    "conditioning_feature_dim",
 }
 
 
@@ -62,24 +64,61 @@ def level_settings(unet_config: Mapping[str, Any]) -> list[Settings]:
     The keys of each are arguments of `UNetCore` or `UNetShell`; `dropout` stands apart, it is the block's.
     Raises ValueError for a key that is not known and for what has no counterpart here.
     """
-    levels = []
-    config: Mapping[str, Any] | None = unet_config
-    while config is not None:
-        inner = config.get("inner_config")
-        levels.append(one_level(config, shell=inner is not None))
-        config = inner
-    return levels[::-1]
+    configs = [unet_config]
+    while (inner := configs[-1].get("inner_config")) is not None:
+        configs.append(inner)
+    levels, side = [], 1
+    for config in reversed(configs):
+        settings = one_level(config, shell=config is not configs[-1])
+        frames, side = grid(config, side)
+        levels.append(settings | frames)
+    return levels
+
+
+def grid(config: Mapping[str, Any], inner: int) -> tuple[Settings, int]:
+    """How a level cuts pictures into frames, and its ratio to the innermost; inner: that of the one inside.
+
+    There a level in time cuts its picture into as many frames a row as its ratio says, a level that halves
+    frames in space into those of the level inside. Raises ValueError for what cannot be built there either.
+    """
+    # the innermost level is the measure of all ratios, whatever stages it has
+    steps = len(config["resolution_channels"]) - 1 if config.get("inner_config") is not None else 0
+    layers = config.get("num_temporal_attention_layers")
+    if not config.get("temporal_mode"):
+        for key in ("temporal_spatial_ds", "num_temporal_attention_layers"):
+            if config.get(key):
+                raise ValueError(f"released {key}={config[key]!r} is only for networks with temporal_mode")
+        return {}, inner * 2**steps
+    if config.get("inner_config") is None:
+        raise ValueError("a released network with temporal_mode has a level inside, got none in inner_config")
+    if config.get("temporal_spatial_ds"):
+        if layers:
+            raise ValueError("released networks with temporal_spatial_ds have no temporal attention layers")
+        return {"layout": "grid", "frames": inner**2}, inner * 2**steps
+    if steps % 2:
+        raise ValueError(
+            f"a released network with temporal_mode halves frames an even number of times, got {steps}"
+        )
+    side = grid_side(inner, steps)
+    settings: Settings = {"layout": "grid", "frames": side**2, "strides": ((2, 1, 1),) * steps}
+    if layers:
+        rotary = bool(config["temporal_positional_encoding"])
+        settings |= {"temporal_attention": tuple(layers), "rotary": rotary}
+    return settings, side
+
+
+def grid_side(inner: int, steps: int) -> int:
+    """How many frames stand in a row of a level that halves them `steps` times, in a grid as high as wide.
+
+    It is the level's ratio to the innermost level too; `inner` is that of the level inside.
+    """
+    return inner * 2 ** (steps // 2)
 
 
 def one_level(config: Mapping[str, Any], *, shell: bool) -> Settings:
     unknown = sorted(config.keys() - READ - HARMLESS)
     if unknown:
         raise ValueError(f"unknown keys in a released unet_config: {', '.join(unknown)}")
-    for key in ("temporal_mode", "temporal_spatial_ds", "num_temporal_attention_layers"):
-        if config.get(key):
-            raise ValueError(
-                f"a released network with {key}={config[key]!r} is for video; only images are read here"
-            )
     resnet = config["resnet_config"]
     stages = len(config["resolution_channels"])
     attended = config.get("attention_levels") or []
@@ -171,6 +210,12 @@ TEXT_LAYER = {
     "ffn_up": "mlp.main.1",
     "ffn_down": "mlp.main.3",
 }
+TEMPORAL = {
+    **{f"layer.{ours}": theirs for ours, theirs in TEXT_LAYER.items()},
+    "layer.rotary": "attn.pos_emb",
+    "down": "down_conv",
+    "up": "up_conv",
+}
 LEVEL = {
     "embedding.time.0": "temb_layer1",
     "embedding.time.2": "temb_layer2",
@@ -225,6 +270,12 @@ def stage_map(stage: nn.Module, ours: str, theirs: str) -> Iterator[tuple[str, s
         for k in range(len(layers)):  # pyright: ignore[reportArgumentType]
             yield from prefixed(ATTENTION, f"{ours}.attention.{j}.{k}", f"{theirs}.attn.{number}")
             number += 1
+    if isinstance(stage, GridStage):
+        number = 0
+        for j, layers in enumerate(stage.temporal):
+            for k in range(len(layers)):  # pyright: ignore[reportArgumentType]
+                yield from prefixed(TEMPORAL, f"{ours}.temporal.{j}.{k}", f"{theirs}.t_attn.{number}")
+                number += 1
     yield f"{ours}.resample", f"{theirs}.resample"
 
 

@@ -11,6 +11,8 @@ from fractions import Fraction
 from math import lcm
 from typing import Any
 
+from .apple_keys import grid_side
+
 __all__ = ["MODELS", "difference", "diffusion_config", "unet_config"]
 
 Settings = Mapping[str, Any]
@@ -175,7 +177,7 @@ def frames_a_row(settings: Settings, inner: int) -> tuple[int, int]:
         return 1, inner * 2**steps
     if settings["strides"] is None:
         return inner, inner * 2**steps
-    side = inner * 2 ** (steps // 2)
+    side = grid_side(inner, steps)
     return side, side
 
 

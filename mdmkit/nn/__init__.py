@@ -7,6 +7,7 @@ from .embed import Embedding
 from .nest import Core, NestedUNet, Shell
 from .shell import UNetShell
 from .unet import Running, Text
+from .video import TemporalAttention, TemporalDownsample, TemporalUpsample
 
 __all__ = [
     "Attend",
@@ -19,6 +20,9 @@ __all__ = [
     "ResBlock",
     "Running",
     "Shell",
+    "TemporalAttention",
+    "TemporalDownsample",
+    "TemporalUpsample",
     "Text",
     "TextLayer",
     "UNetCore",

@@ -109,9 +109,10 @@ class ImageAttention(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """A transformer layer over text tokens: pre-norm self-attention and MLP, both starting at zero.
+    """A transformer layer over a sequence: pre-norm self-attention and MLP, both starting at zero.
 
-    x (B, L, width), mask (B, L) bool or None; returns (B, L, width).
+    x (B, L, width), mask (B, L) bool or None; returns (B, L, width). The tokens of a text have no order here;
+    rotary, from (B, N, L, D) to the same, gives one to queries and keys (frames: `mdmkit.nn.video.Rotary`).
     """
 
     def __init__(
@@ -119,13 +120,14 @@ class TextLayer(nn.Module):
         width: int,
         *,
         heads: int = 8,
+        rotary: nn.Module | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         where = {"device": device, "dtype": dtype}
         check_divides("heads", heads, "cond_width", width)
-        self.heads = heads
+        self.heads, self.rotary = heads, rotary
         self.norm = nn.LayerNorm(width, **where)
         self.qkv = nn.Linear(width, 3 * width, **where)
         self.out = zeroed(nn.Linear(width, width, **where))
@@ -135,5 +137,7 @@ class TextLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, attend: Attend = sdpa) -> Tensor:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(self.norm(x)).chunk(3, -1))
+        if self.rotary is not None:
+            q, k = self.rotary(q), self.rotary(k)
         x = x + self.out(join_heads(attend(q, k, v, mask)))
         return x + self.ffn_down(F.gelu(self.ffn_up(self.ffn_norm(x))))

@@ -68,7 +68,8 @@ class UNetCore(UNet):
     MLP in each attention layer. cond_width: width that the text is projected to, as it comes where not given;
     text_layers: self-attention layers over the text; pooled_text: the mean of the text goes into the
     embedding; masked_cross_attention: padding is not looked at. micro_conditioning: numbers about the picture
-    and their defaults. block makes residual blocks.
+    and their defaults. output_limit: predictions are squeezed into +-output_limit by tanh. block makes
+    residual blocks.
 
     cond_dim: width of the text features, None: unconditional. Raises ValueError where the numbers do not fit.
     Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
@@ -92,11 +93,14 @@ class UNetCore(UNet):
         pooled_text: bool = True,
         masked_cross_attention: bool = True,
         micro_conditioning: Mapping[str, float] | None = None,
+        output_limit: float | None = None,
         block: Callable[..., nn.Module] = ResBlock,
         cond_dim: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if output_limit is not None and output_limit <= 0:
+            raise ValueError(f"expected output_limit > 0, got {output_limit}")
         if cond_dim is None and (cond_width is not None or text_layers):
             raise ValueError(
                 "cond_width and text_layers need text features, but cond_dim is None; leave them out"
@@ -120,6 +124,7 @@ class UNetCore(UNet):
             device=device,
             dtype=dtype,
         )
+        self.output_limit = output_limit
         self.cond_dim, self.cond_width, self.pooled_text = (
             cond_dim,
             width,
@@ -153,6 +158,10 @@ class UNetCore(UNet):
             came = "none" if cond is None else f"width {cond.shape[-1]}"
             raise ValueError(f"expected text features of width {self.cond_dim}, got {came}")
         return self.text(cond, mask, run or Running())
+
+    def head(self, x: Tensor) -> Tensor:
+        prediction, limit = super().head(x), self.output_limit
+        return prediction if limit is None else limit * torch.tanh(prediction / limit)
 
     def forward(
         self,

@@ -160,9 +160,7 @@ class NestedUNet(nn.Module):
         """The modules that are run again by use_checkpoint, and are worth compiling, one by one."""
         for module in self.modules():
             if isinstance(module, Stage):
-                yield from module.blocks
-                for layers in module.attention:
-                    yield from layers.children()
+                yield from module.layers()
             elif isinstance(module, TextPath):
                 yield from module.layers
 

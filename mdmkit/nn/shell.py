@@ -8,8 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mdmkit.grid import pack, unpack
+
 from .blocks import ResBlock
-from .unet import Running, Text, UNet
+from .grid import Grid
+from .unet import Running, Text, UNet, picture_stage
 from .zero import zeroed
 
 __all__ = ["Encoded", "UNetShell"]
@@ -30,9 +33,13 @@ class UNetShell(UNet):
 
     Settings as of `UNetCore`; the product of the strides is the ratio to the level inside. inner_input: the
     inner level sees this one's features. normalize_input: the picture is divided by its own standard
-    deviation. inner_channels: width of the features of the level inside, its channels[0]. emb_dim: the
-    core's, as its pooled text is added to this level's time embedding; 4 * channels[0] where not given.
-    cond_width: the core's, width of the text features that it gives; None: no cross-attention here.
+    deviation. layout "grid", for imported models: a picture is a square grid of `frames` frames, which pass
+    the level one by one; strides are then [frames, height, width] too. temporal_attention: layers over the
+    frames behind each residual block of a stage; rotary: they know the order of frames.
+
+    inner_channels: width of the features of the level inside, its channels[0]. emb_dim: the core's, as its
+    pooled text is added to this level's time embedding; 4 * channels[0] where not given. cond_width: the
+    core's, width of the text features that it gives; None: no cross-attention here.
 
     Everything that joins the level inside starts at zero, so that a new shell changes nothing below it.
     Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
@@ -53,6 +60,10 @@ class UNetShell(UNet):
         micro_conditioning: Mapping[str, float] | None = None,
         inner_input: bool = True,
         normalize_input: bool = False,
+        layout: str | None = None,
+        frames: int = 1,
+        temporal_attention: int | Sequence[int] = 0,
+        rotary: bool = False,
         block: Callable[..., nn.Module] = ResBlock,
         inner_channels: int,
         emb_dim: int | None = None,
@@ -60,6 +71,17 @@ class UNetShell(UNet):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        grid = None
+        if layout == "grid":
+            strides = (2,) * (len(channels) - 1) if strides is None else strides
+            grid = Grid(frames, strides, temporal_attention=temporal_attention, rotary=rotary)
+            strides = grid.strides
+        elif layout is not None:
+            raise ValueError(f'expected layout "grid" or none, got {layout!r}')
+        elif frames != 1 or temporal_attention or rotary:
+            raise ValueError(
+                'frames, temporal_attention and rotary are for layout="grid"; say so, or leave them out'
+            )
         super().__init__(
             channels=channels,
             blocks=blocks,
@@ -75,10 +97,16 @@ class UNetShell(UNet):
             block=block,
             middle=False,
             cond_width=cond_width,
+            stage=picture_stage if grid is None else grid.stage,
             device=device,
             dtype=dtype,
         )
         self.inner_channels, self.normalize_input = inner_channels, normalize_input
+        self.frames = self.inner_frames = 1
+        if grid is not None:
+            self.frames, self.inner_frames = grid.frames, grid.inner_frames
+            self.multiple, times = grid.multiple, grid.side // grid.inner_side
+            self.ratio = self.ratio[0] * times, self.ratio[1] * times
         width = self.channels[-1]
 
         def adapter(inside: int, outside: int) -> nn.Conv2d:
@@ -88,7 +116,8 @@ class UNetShell(UNet):
         self.out_adapter = adapter(inner_channels, width)
 
     def extra_repr(self) -> str:
-        return f"normalize_input={self.normalize_input}"
+        grid = f", frames={self.frames} in a grid" if self.frames > 1 else ""
+        return f"normalize_input={self.normalize_input}{grid}"
 
     def encode(
         self,
@@ -106,16 +135,20 @@ class UNetShell(UNet):
         Raises ValueError where the strides do not divide H and W.
         """
         self.check_size(z)
+        z = unpack(z, self.frames)
         if self.normalize_input:
             z = z / z.std(dim=(1, 2, 3), keepdim=True)
         emb = self.embedding(t, micros)
         if text is not None and text.pooled is not None:
             emb = emb + text.pooled
+        carried = None if carried is None else unpack(carried, self.frames)
         x, skips = self.go_down(z, emb, carried, text, run or Running())
+        x = pack(x, self.inner_frames)
         return Encoded(x, emb, skips, text, None if self.in_adapter is None else self.in_adapter(x))
 
     def decode(self, encoded: Encoded, inner: Tensor, run: Running | None = None) -> tuple[Tensor, Tensor]:
         """The way out: the features of the level inside to prediction and features at the resolution of z."""
         x = encoded.x + self.out_adapter(inner)
+        x = unpack(x, self.inner_frames)
         x = self.go_up(x, encoded.emb, encoded.skips, encoded.text, run or Running())
-        return self.head(x), x
+        return pack(self.head(x), self.frames), pack(x, self.frames)

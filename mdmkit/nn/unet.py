@@ -85,6 +85,29 @@ class Stage(nn.Module):
             x = run(layer, x, text, mask, run.attend)
         return x
 
+    def onward(self, x: Tensor) -> Tensor:
+        """What the next stage is given."""
+        return x if self.resample is None else self.resample(x)
+
+    def layers(self) -> list[nn.Module]:
+        """What `step` runs, one by one."""
+        return [*self.blocks, *(layer for layers in self.attention for layer in layers.children())]
+
+
+def picture_stage(
+    i: int,
+    width: int,
+    *,
+    blocks: Sequence[nn.Module],
+    attention: Sequence[Sequence[nn.Module]],
+    resample: type[Downsample] | type[Upsample],
+    stride: tuple[int, int] | None,
+    **where: Any,
+) -> Stage:
+    """The i-th stage from high resolution to low; stride: to the next one on its way, None: there is none."""
+    between = None if stride is None else resample(width, stride, **where)
+    return Stage(blocks=blocks, attention=attention, resample=between)
+
 
 class UNet(nn.Module):
     """What a core and a shell share; stages are numbered from high resolution to low, both ways."""
@@ -106,6 +129,7 @@ class UNet(nn.Module):
         block: Callable[..., nn.Module],
         middle: bool,
         cond_width: int | None,
+        stage: Callable[..., Stage] = picture_stage,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
@@ -123,7 +147,8 @@ class UNet(nn.Module):
             raise ValueError(
                 f"expected one stride between each two stages, {stages - 1}, got {len(self.strides)}"
             )
-        self.ratio = prod(h for h, _ in self.strides), prod(w for _, w in self.strides)
+        # to the level inside; and what divides the sides of a picture
+        self.ratio = self.multiple = (prod(h for h, _ in self.strides), prod(w for _, w in self.strides))
         if min(counts) < 1:
             raise ValueError(f"expected at least one residual block a stage, got {list(counts)}")
         for width in self.channels:
@@ -151,10 +176,14 @@ class UNet(nn.Module):
             inside = [width, *[outside] * (count - 1)]
             last = i == stages - 1
             self.down.append(
-                Stage(
+                stage(
+                    i,
+                    outside,
                     blocks=[residual(c, outside) for c in inside],
                     attention=[attentions(outside, layers[i]) for _ in range(count)],
-                    resample=None if last else Downsample(outside, self.strides[i], **where),
+                    resample=Downsample,
+                    stride=None if last else self.strides[i],
+                    **where,
                 )
             )
             width = outside
@@ -173,10 +202,14 @@ class UNet(nn.Module):
                 widths.append(width + skips.pop())
                 width = outside
             ups.append(
-                Stage(
+                stage(
+                    i,
+                    outside,
                     blocks=[residual(c, outside) for c in widths],
                     attention=[attentions(outside, layers[i]) for _ in widths],
-                    resample=Upsample(outside, self.strides[i - 1], **where) if i else None,
+                    resample=Upsample,
+                    stride=self.strides[i - 1] if i else None,
+                    **where,
                 )
             )
         self.up = nn.ModuleList(reversed(ups))
@@ -203,7 +236,7 @@ class UNet(nn.Module):
                 x = stage.step(j, x, emb, features, mask, run)
                 skips.append(x)
             if stage.resample is not None:
-                x = stage.resample(x)
+                x = stage.onward(x)
                 skips.append(x)
         return x, skips
 
@@ -215,8 +248,7 @@ class UNet(nn.Module):
             assert isinstance(stage, Stage)
             for j in range(len(stage.blocks)):
                 x = stage.step(j, torch.cat([x, skips.pop()], 1), emb, features, mask, run)
-            if stage.resample is not None:
-                x = stage.resample(x)
+            x = stage.onward(x)
         return x
 
     def head(self, x: Tensor) -> Tensor:
@@ -230,8 +262,8 @@ class UNet(nn.Module):
         return text.features, text.mask if self.masked_cross_attention else None
 
     def check_size(self, z: Tensor) -> None:
-        """ValueError where the strides do not divide a picture's sides."""
-        for name, side, factor in zip(("height", "width"), z.shape[-2:], self.ratio, strict=True):
+        """ValueError where the strides (or frames in a grid) do not divide a picture's sides."""
+        for name, side, factor in zip(("height", "width"), z.shape[-2:], self.multiple, strict=True):
             if side % factor:
                 raise ValueError(
                     f"expected a {name} that the strides divide, a multiple of {factor}, got {side}"

@@ -144,15 +144,25 @@ def padding_is_the_same_for_all(model: Model, text: Use | None) -> Iterator[Prob
         )
 
 
+# guidance that asks for an unconditional answer, and what acts on such
+PAIRED = ("cfg", "cfgpp", "cfg_zero", "apg")
+BEHIND = ("rescale", "interval")
+
+
 def guidance_needs_dropout(sample: Sample, train: Train, text: Use | None) -> Iterator[Problem]:
     """Classifier-free guidance subtracts an unconditional prediction, which only caption dropout trains."""
     for i, use in enumerate(sample.guidance):
-        if use.name == "cfg" and text is None:
-            yield Problem(("sample", "guidance", i), "'cfg' needs a text encoder; add a [text] table")
-        elif use.name == "cfg" and train.caption_dropout == 0:
+        if use.name in PAIRED and text is None:
+            yield Problem(("sample", "guidance", i), f"'{use.name}' needs a text encoder; add a [text] table")
+        elif use.name in PAIRED and train.caption_dropout == 0:
             yield Problem(
                 ("sample", "guidance", i),
-                "'cfg' needs unconditional training; set train.caption_dropout, e.g. 0.1",
+                f"'{use.name}' needs unconditional training; set train.caption_dropout, e.g. 0.1",
+            )
+        elif use.name in BEHIND and i == 0:
+            yield Problem(
+                ("sample", "guidance", i),
+                f"'{use.name}' changes the guidance in front of it, and there is none; put e.g. 'cfg' there",
             )
 
 

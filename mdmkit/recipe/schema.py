@@ -42,6 +42,10 @@ class Diffusion:
         1.0, "p of the shift per level: logsnr_r = logsnr_0 - p ln(side_r / side_0)", ge=0.0
     )
     shift_power_frames: float = opt(1.0, "the same for the ratio of frames: 1 averaged, 0 picked", ge=0.0)
+    signal_scale: float = opt(1.0, "pictures are multiplied by it before noise is added", gt=0.0)
+    signal_scale_power: float = opt(
+        0.0, "p of another shift per level: signal_scale_r = signal_scale / (side_r / side_0)^p", ge=0.0
+    )
     prediction: str = opt("v", "what the network predicts", choices=SPACES)
     loss_space: str = opt("eps", "where the loss is taken", choices=SPACES)
     loss: Use = slot("loss", "mse", "the pixel-wise distance")

@@ -1,7 +1,7 @@
 """Sampling: update rules over a pyramid, guidance, thresholds."""
 
-from .denoise import Denoise, Denoised, Denoiser, PairedDenoise
-from .guidance import CFG, Guidance
+from .denoise import Answers, Denoise, Denoised, Denoiser, PairedDenoise
+from .guidance import APG, CFG, CFGPP, CFGZero, Guidance, Interval, Rescale
 from .multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, lms, unipc
 from .rules import Rule, ddim, ddpm, euler, euler_ancestral, flow_euler, lcm
 from .sample import sample_pyramid
@@ -10,12 +10,18 @@ from .spacing import Spacing, karras, leading, poly_exponential, released, trail
 from .threshold import Threshold, clip, dynamic, dynamic_if, none, thresholded
 
 __all__ = [
+    "APG",
     "CFG",
+    "CFGPP",
+    "Answers",
+    "CFGZero",
     "Denoise",
     "Denoised",
     "Denoiser",
     "Guidance",
+    "Interval",
     "PairedDenoise",
+    "Rescale",
     "Rule",
     "Spacing",
     "Threshold",

@@ -13,7 +13,7 @@ from mdmkit.diffusion import Diffusion, NoiseLevel
 from mdmkit.pyramid import Pyramid
 from mdmkit.targets import to_eps, to_x0
 
-__all__ = ["Denoise", "Denoised", "Denoiser", "PairedDenoise"]
+__all__ = ["Answers", "Denoise", "Denoised", "Denoiser", "PairedDenoise", "from_space"]
 
 
 class Denoised(NamedTuple):
@@ -29,8 +29,24 @@ class Denoise(Protocol):
     def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised: ...
 
 
+class Answers(NamedTuple):
+    """What a denoiser was asked, and what is gone on with; `uncond` is None where it was not asked for."""
+
+    cond: Denoised
+    uncond: Denoised | None
+    said: Denoised
+
+
 class PairedDenoise(Denoise, Protocol):
-    """A denoiser that also knows the unconditional answer."""
+    """A denoiser that also knows the unconditional answer; called, it gives `answers(z, at).said`."""
+
+    def answers(self, z: Sequence[Tensor], at: NoiseLevel) -> Answers:
+        """What is asked to say what it says."""
+        ...
+
+    def plain(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+        """The conditional answer alone, unguided."""
+        ...
 
     def both(self, z: Sequence[Tensor], at: NoiseLevel) -> tuple[Denoised, Denoised]:
         """The conditional and the unconditional answer."""
@@ -67,7 +83,7 @@ class Denoiser:
         """The conditional answer."""
         t = times(at, len(z[0]), z[0].device)
         predictions = self.nest(tuple(z), t, cond=self.cond, cond_mask=self.cond_mask, micros=self.micros)
-        return self.denoised(z, predictions, at)
+        return from_space(predictions, z, at, self.diffusion.prediction)
 
     def both(self, z: Sequence[Tensor], at: NoiseLevel) -> tuple[Denoised, Denoised]:
         """The conditional and the unconditional answer, from one batch of both (conditional rows first).
@@ -87,20 +103,27 @@ class Denoiser:
         micros = self.micros and {key: torch.cat([value, value]) for key, value in self.micros.items()}
         predictions = self.nest(twice, t, cond=cond, cond_mask=cond_mask, micros=micros)
         return (
-            self.denoised(z, [prediction[:rows] for prediction in predictions], at),
-            self.denoised(z, [prediction[rows:] for prediction in predictions], at),
+            from_space([prediction[:rows] for prediction in predictions], z, at, self.diffusion.prediction),
+            from_space([prediction[rows:] for prediction in predictions], z, at, self.diffusion.prediction),
         )
 
-    def denoised(self, z: Sequence[Tensor], predictions: Sequence[Tensor], at: NoiseLevel) -> Denoised:
-        """x0 and eps of predictions at `z`."""
-        space = self.diffusion.prediction
-        levels = [
-            (prediction.to(noisy.dtype), noisy, at.alpha[level], at.sigma[level], space)
-            for level, (prediction, noisy) in enumerate(zip(predictions, z, strict=True))
-        ]
-        return Denoised(
-            x0=tuple(to_x0(*args) for args in levels), eps=tuple(to_eps(*args) for args in levels)
-        )
+    def plain(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+        """The conditional answer."""
+        return self(z, at)
+
+    def answers(self, z: Sequence[Tensor], at: NoiseLevel) -> Answers:
+        """The conditional answer, which is gone on with."""
+        cond = self(z, at)
+        return Answers(cond, None, cond)
+
+
+def from_space(said: Sequence[Tensor], z: Sequence[Tensor], at: NoiseLevel, space: str) -> Denoised:
+    """x0 and eps of what is said in a prediction space about `z`."""
+    levels = [
+        (value.to(noisy.dtype), noisy, at.alpha[level], at.sigma[level], space)
+        for level, (value, noisy) in enumerate(zip(said, z, strict=True))
+    ]
+    return Denoised(tuple(to_x0(*level) for level in levels), tuple(to_eps(*level) for level in levels))
 
 
 def times(at: NoiseLevel, rows: int, device: torch.device) -> Tensor:

@@ -80,11 +80,12 @@ def sample_pyramid(
     # data of unit variance at each level; 1 for variance-preserving schedules wherever the path starts
     start = [math.hypot(path[0].alpha[level], path[0].sigma[level]) for level in range(levels)]
     z = tuple(start[level] * first(level) for level in range(levels))
-    return rule(observe(thresholded(denoise, threshold), callback), z, path, noise)
+    observed = observe(thresholded(denoise, threshold, diffusion), callback, diffusion)
+    return diffusion.pictures(rule(observed, z, path, noise))
 
 
-def observe(denoise: Denoise, callback: Callback | None) -> Denoise:
-    """The same denoiser, with every answer shown to `callback`."""
+def observe(denoise: Denoise, callback: Callback | None, diffusion: Diffusion) -> Denoise:
+    """The same denoiser, with every answer shown to `callback`: pictures and noise."""
     if callback is None:
         return denoise
     evaluations = 0
@@ -92,7 +93,7 @@ def observe(denoise: Denoise, callback: Callback | None) -> Denoise:
     def denoise_and_show(z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
         nonlocal evaluations
         answer = denoise(z, at)
-        callback(evaluations, at, answer)
+        callback(evaluations, at, Denoised(diffusion.pictures(answer.x0), answer.eps))
         evaluations += 1
         return answer
 

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mdmkit.diffusion import NoiseLevel
-from mdmkit.targets import to_eps
+from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.targets import divide
 
 from .denoise import Denoise, Denoised
 
@@ -63,16 +63,21 @@ def quantile_rows(values: Tensor, quantile: float) -> Tensor:
     return torch.lerp(low, high, place - below)
 
 
-def thresholded(denoise: Denoise, threshold: Threshold) -> Denoise:
-    """A denoiser whose x0 is thresholded and whose eps is the one that leads from that x0 to `z`."""
+def thresholded(denoise: Denoise, threshold: Threshold, diffusion: Diffusion) -> Denoise:
+    """A denoiser whose x0 is thresholded, and whose eps is moved along, so that both still lead to `z`.
+
+    The threshold sees pictures, whatever they are scaled by in the process. An eps that belongs to another x0
+    (CFG++ renoises with the unconditional one) is moved by as much.
+    """
     if threshold is none:
         return denoise
 
     def denoise_in_range(z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
-        x0 = tuple(threshold(level) for level in denoise(z, at).x0)
+        said = denoise(z, at)
+        x0 = diffusion.scaled(tuple(threshold(picture) for picture in diffusion.pictures(said.x0)))
         eps = tuple(
-            to_eps(level, noisy, at.alpha[r], at.sigma[r], "x0")
-            for r, (level, noisy) in enumerate(zip(x0, z, strict=True))
+            eps + divide(at.alpha[r] * (before - after), at.sigma[r])
+            for r, (before, after, eps) in enumerate(zip(said.x0, x0, said.eps, strict=True))
         )
         return Denoised(x0, eps)
 

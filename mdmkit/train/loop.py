@@ -64,6 +64,7 @@ class Parts:
     growth: Any
     time_sampler: Any
     resolutions: tuple[tuple[int, int], ...]
+    frames: tuple[int, ...] | None = None  # of each level's pictures, where these are grids of frames
 
 
 def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.Parameter]:
@@ -279,7 +280,8 @@ def forward(
 ) -> Tensor:
     """The losses by level of one micro-batch, with all its draws."""
     pictures = batch.images.to(device, non_blocking=True).float() / 127.5 - 1
-    x = pyramid(pictures, parts.resolutions[: len(rows.per_level)], rows.per_level)
+    sizes = parts.resolutions[: len(rows.per_level)]
+    x = pyramid(pictures, sizes, rows.per_level, frames=parts.frames)
     eps = draw_noise(rows, parts.resolutions, seed=plan.seed, step=step, device=device)
     t = parts.time_sampler.draw(plan.seed, step, list(rows.places), plan.batch).to(device)
     drop = dropped(rows, plan.caption_dropout, seed=plan.seed, step=step)

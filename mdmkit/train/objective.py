@@ -81,9 +81,13 @@ class Objective(nn.Module):
         cond_mask: Tensor | None = None,
         micros: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Losses by level (R,). Text comes as captions (encoded here) or as features `cond`, never both."""
+        """Losses by level (R,) of the pictures `x`, with the noise and times that they are given.
+
+        Text comes as captions (encoded here) or as features `cond`, never both.
+        """
         if self.text is not None and captions is not None:
             cond, cond_mask = self.text(captions)
+        x = self.diffusion.scaled(x)
         z = self.diffusion.noisy(x, eps, t)
         prediction = self.nest(z, t, cond, cond_mask, micros)
         # autocast ends here: losses are taken in float32

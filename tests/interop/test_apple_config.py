@@ -20,6 +20,7 @@ from mdmkit.interop.apple_yaml import read_yaml
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import Recipe, load, loads
 from mdmkit.recipe.emit import write
+from tests.golden import golden_case
 
 from . import released
 
@@ -200,7 +201,6 @@ def test_other_spellings_mean_the_same(path: str, value: Any):
             "HA_STYLE",
             "expected one of V_PREDICTION, DDPM, DDIM, got 'HA_STYLE'",
         ),
-        (f"{SAMPLER}.schedule_shifted", False, "expected True, got False; anything else is not offered here"),
         (f"{SAMPLER}.rescale_schedule", 2.0, "expected 1.0, got 2.0; anything else is not offered here"),
         ("lr", "fast", "expected a number, got 'fast'"),
         ("batch_size", 1.5, "expected a whole number, got 1.5"),
@@ -251,6 +251,28 @@ def test_what_else_changes_numbers():
     assert vdm.training_only == ["diffusion_config.use_vdm_loss_weights"]
 
 
+def test_pictures_that_are_scaled_and_outputs_that_are_bounded():
+    """As the recorded unshifted nest and rescaled network have it; each where the released code reads it."""
+    nest = translate(changed(released.config("256x256"), f"{SAMPLER}.schedule_shifted", False), text_width=8)
+    assert (nest.recipe["diffusion"]["shift_power"], nest.recipe["diffusion"]["signal_scale_power"]) == (0, 1)
+    single = changed(released.config("64x64"), f"{SAMPLER}.rescale_signal", 4.0)
+    single = changed(single, "diffusion_config.model_output_scale", 2.0)
+    told = translate(single, text_width=8)
+    assert told.recipe["diffusion"]["signal_scale"] == 0.25
+    assert told.recipe["model"]["levels"][0]["output_limit"] == 2.0
+    assert recipe_of(told).diffusion.signal_scale == 0.25
+    for path, message in (
+        (f"{SAMPLER}.rescale_signal", "expected a number above 0, got 0.0"),
+        ("diffusion_config.model_output_scale", r"expected 0 \(none\) or above, got -1.0"),
+    ):
+        value = 0.0 if "rescale" in path else -1.0
+        with pytest.raises(WrongInput, match=message):
+            translate(changed(released.config("64x64"), path, value), text_width=8)
+    unread = translate(changed(released.config("256x256"), f"{SAMPLER}.rescale_signal", 4.0), text_width=8)
+    assert "signal_scale" not in unread.recipe["diffusion"]
+    assert unread.account.unread[f"{SAMPLER}.rescale_signal"] == "in a nest"
+
+
 def test_without_text_there_is_no_text():
     recipe = recipe_of(translate(released.tiny_config(), text_width=None))
     assert recipe.text is None
@@ -278,14 +300,14 @@ def test_whatever_a_key_says_it_is_read_or_refused(path: str, value: Any):
 @pytest.mark.parametrize(
     "case", ["checkpoint_unet", "loss_unet", "loss_nested2", "sample_nested2", "train_step"]
 )
-def test_the_recorded_configs_build_the_recorded_networks(case: str, golden_folder: Path):
+def test_the_recorded_configs_build_the_recorded_networks(case: str):
     from safetensors.torch import load_file
 
     from mdmkit.interop.apple_file import read
     from mdmkit.interop.apple_keys import from_released
     from mdmkit.interop.apple_unet import text_width
 
-    folder = golden_folder / case
+    folder = golden_case(case)
     table = json.loads((folder / "config.json").read_text())
     file = folder / "weights.safetensors"
     state = load_file(file) if file.exists() else read(folder / "noema_args_dict.pth").tensors

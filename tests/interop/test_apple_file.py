@@ -29,6 +29,7 @@ from torch._utils import _rebuild_tensor_v2
 from mdmkit.errors import WrongInput
 from mdmkit.interop.apple_file import read
 from mdmkit.interop.apple_keys import build_nest, from_released
+from tests.golden import golden_case
 
 
 def save(path: Path, state: dict[str, Tensor], **said: Any) -> Path:
@@ -51,8 +52,8 @@ FILES += ["ema_args_namespace_objects_oldnames"]
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", FILES)
-def test_the_recorded_files_give_the_recorded_outputs(name: str, golden_folder: Path):
-    folder = golden_folder / "checkpoint_unet"
+def test_the_recorded_files_give_the_recorded_outputs(name: str):
+    folder = golden_case("checkpoint_unet")
     modules = set(sys.modules)
     found = read(folder / f"{name}.pth")
     assert not {module for module in set(sys.modules) - modules if module.startswith(("ml_mdm", "samplers"))}
@@ -78,8 +79,8 @@ def test_the_recorded_files_give_the_recorded_outputs(name: str, golden_folder: 
 
 
 @pytest.mark.golden
-def test_the_recorded_tensors_are_those_that_torch_loads(golden_folder: Path):
-    path = golden_folder / "checkpoint_unet" / "noema_args_dict.pth"
+def test_the_recorded_tensors_are_those_that_torch_loads():
+    path = golden_case("checkpoint_unet") / "noema_args_dict.pth"
     theirs = torch.load(path, weights_only=True)["state_dict"]
     ours = read(path).tensors
     assert ours.keys() == theirs.keys()

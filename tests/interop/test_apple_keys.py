@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from torch import Tensor
 from mdmkit.interop.apple_keys import build_nest, from_released, key_map, level_settings, to_released
 from mdmkit.nn import NestedUNet, UNetCore, UNetShell
 from mdmkit.nn.embed import sinusoid, time_index
+from tests.golden import golden_case, network, off, read, tolerance
 
 UNETS = [
     "unet_plain",
@@ -25,20 +24,9 @@ UNETS = [
 ]
 UNETS += ["unet_lmhead_masked", "unet_lmhead_unmasked"]
 NESTS = ["nested2", "nested2_normed", "nested2_outer_attn", "nested2_ratio4", "nested3"]
+NESTS += ["temporal", "temporal_spatial_ds"]
 # with weights only: recorded for other rooms
-WEIGHTS = ["loss_unet", "loss_nested2", "sample_unet", "sample_nested2", "train_step"]
-
-
-def read(folder: Path, name: str) -> Any:
-    return json.loads((folder / name).read_text())
-
-
-def network(folder: Path, dtype: torch.dtype = torch.float32) -> NestedUNet:
-    config = read(folder, "config.json")
-    nest = build_nest(config["unet_config"], config["lm_embed_dim"], dtype=dtype)
-    state = {key: value.to(dtype) for key, value in load_file(folder / "weights.safetensors").items()}
-    nest.load_state_dict(from_released(state, nest))
-    return nest
+WEIGHTS = ["loss_unet", "loss_nested2", "loss_temporal", "sample_unet", "sample_nested2", "train_step"]
 
 
 def run(nest: NestedUNet, io: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -58,8 +46,8 @@ def run(nest: NestedUNet, io: dict[str, Tensor], dtype: torch.dtype = torch.floa
 
 @pytest.mark.golden
 @pytest.mark.parametrize("case", UNETS + NESTS)
-def test_outputs_are_the_recorded_ones(case: str, golden_folder: Path):
-    folder = golden_folder / case
+def test_outputs_are_the_recorded_ones(case: str):
+    folder = golden_case(case)
     nest, floors = network(folder), read(folder, "meta.json")["fp32_vs_fp64_max_abs"]
     files = sorted(folder.glob("io*.safetensors"))
     assert {file.stem for file in files} == set(floors)
@@ -68,17 +56,14 @@ def test_outputs_are_the_recorded_ones(case: str, golden_folder: Path):
         with torch.no_grad():
             outs = run(nest, io)
         for r, out in enumerate(reversed(outs)):
-            recorded = io[f"out.{r}"]
-            off = ((out - recorded).abs().max() / recorded.std()).item()
-            assert off <= max(5e-5, 4 * floors[file.stem]), (
-                f"{file.stem} level {r} from the top is off by {off:.2g}"
-            )
+            assert off(out, io[f"out.{r}"]) <= tolerance(floors[file.stem]), f"{file.stem}, {r} from the top"
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("case", ["unet_lmhead_masked", "unet_text_noproj", "nested2_normed", "nested3"])
-def test_numbers_on_the_way_are_the_recorded_ones(case: str, golden_folder: Path):
-    nest, io = network(golden_folder / case), load_file(golden_folder / case / "io.safetensors")
+def test_numbers_on_the_way_are_the_recorded_ones(case: str):
+    folder = golden_case(case)
+    nest, io = network(folder), load_file(folder / "io.safetensors")
     core, outermost = nest.levels[0], nest.levels[-1]
     assert isinstance(core, UNetCore)
     assert isinstance(outermost, UNetCore | UNetShell)
@@ -93,16 +78,19 @@ def test_numbers_on_the_way_are_the_recorded_ones(case: str, golden_folder: Path
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize(
-    "case", ["unet_deep", "unet_text_noproj", "unet_lmhead_masked", "nested2_outer_attn", "nested3"]
-)
-def test_gradients_have_the_recorded_norms(case: str, golden_folder: Path):
-    folder = golden_folder / case
+@pytest.mark.parametrize("case", UNETS + NESTS)
+def test_gradients_have_the_recorded_norms(case: str):
+    folder = golden_case(case)
     nest, recorded = network(folder, torch.float64), read(folder, "meta.json")["grad_l2"]
     outs = run(nest, load_file(folder / "io.safetensors"), torch.float64)
     (0.5 * torch.stack([out.square().mean() for out in outs]).sum()).backward()
     names = key_map(nest)
+    # the layers that nothing uses have no gradient
+    recorded = {name: norm for name, norm in recorded.items() if "interp_layer" not in name}
     assert set(recorded) == set(names.values())
+    # frequencies of rotary embeddings are kept, and not trained
+    fixed = {name for name, value in recorded.items() if value is None}
+    assert fixed == {names[name] for name, _ in nest.named_buffers()}
     for ours, p in nest.named_parameters():
         assert p.grad is not None
         wanted = recorded[names[ours]]
@@ -112,8 +100,8 @@ def test_gradients_have_the_recorded_norms(case: str, golden_folder: Path):
 
 @pytest.mark.golden
 @pytest.mark.parametrize("case", UNETS + NESTS + WEIGHTS)
-def test_weights_go_there_and_back(case: str, golden_folder: Path):
-    folder = golden_folder / case
+def test_weights_go_there_and_back(case: str):
+    folder = golden_case(case)
     state, nest = load_file(folder / "weights.safetensors"), network(folder)
     back = to_released(nest.state_dict(), nest)
     # the layers that nothing uses are not kept
@@ -122,8 +110,8 @@ def test_weights_go_there_and_back(case: str, golden_folder: Path):
 
 
 @pytest.mark.golden
-def test_weights_that_do_not_match_are_refused(golden_folder: Path):
-    folder = golden_folder / "nested2"
+def test_weights_that_do_not_match_are_refused():
+    folder = golden_case("nested2")
     state, nest = load_file(folder / "weights.safetensors"), network(folder)
     missing = {key: value for key, value in state.items() if key != "inner_unet.conv_in.bias"}
     with pytest.raises(ValueError, match=r"released weights lack inner_unet\.conv_in\.bias"):
@@ -202,9 +190,42 @@ def test_settings_run_from_low_resolution_to_high():
     assert (shell["channels"], shell["inner_input"], shell["normalize_input"]) == ((16, 32), False, True)
 
 
+def test_a_level_in_time_cuts_its_picture_into_frames():
+    three, two = [32, 32, 32], [32, 32]
+    layers: dict[str, Any] = {"num_resnets_per_resolution": [1, 1, 1], "num_attention_layers": [0, 0, 0]}
+    in_time = {"temporal_mode": True, "resolution_channels": three, "attention_levels": [], **layers}
+    inner = outer(released(), **in_time)
+    attended = {"num_temporal_attention_layers": [1, 0, 2], "temporal_positional_encoding": True}
+    again = outer(inner, **in_time, **attended)
+    around = outer(again, temporal_mode=True, temporal_spatial_ds=True, resolution_channels=two)
+    core, *shells = level_settings(outer(around, **in_time))
+    assert "layout" not in core
+    names = ("layout", "frames", "strides", "temporal_attention", "rotary")
+    assert [tuple(shell.get(name) for name in names) for shell in shells] == [
+        ("grid", 4, ((2, 1, 1), (2, 1, 1)), None, None),
+        ("grid", 16, ((2, 1, 1), (2, 1, 1)), (1, 0, 2), True),
+        ("grid", 16, None, None, None),
+        ("grid", 256, ((2, 1, 1), (2, 1, 1)), None, None),
+    ]
+
+
 REFUSED = {
     "unknown": (released(attention_level=[1]), "unknown keys in a released unet_config: attention_level"),
-    "video": (released(temporal_mode=True), "temporal_mode=True is for video"),
+    "core in time": (released(temporal_mode=True), "temporal_mode has a level inside, got none"),
+    "picture with temporal attention": (
+        outer(released(), num_temporal_attention_layers=[1, 0]),
+        r"num_temporal_attention_layers=\[1, 0\] is only for networks with temporal_mode",
+    ),
+    "half a grid": (
+        outer(released(), temporal_mode=True),
+        "halves frames an even number of times, got 1",
+    ),
+    "attention over time, halved in space": (
+        outer(
+            released(), temporal_mode=True, temporal_spatial_ds=True, num_temporal_attention_layers=[1, 0]
+        ),
+        "temporal_spatial_ds have no temporal attention layers",
+    ),
     "outer text": (
         outer(released(), skip_cond_emb=False),
         "outer level with a middle, pooled text or text layers",

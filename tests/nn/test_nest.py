@@ -301,11 +301,26 @@ UNBUILDABLE = {
     "no block": ({"channels": (32,), "blocks": 0}, "expected at least one residual block a stage, got [0]"),
     "emb_dim": ({"channels": (32,), "emb_dim": 20}, "expected emb_dim to be a multiple of 8, got 20; try 24"),
     "text": ({"channels": (32,), "cond_width": 8}, "cond_width and text_layers need text features"),
+    "limit": ({"channels": (32,), "output_limit": 0.0}, "expected output_limit > 0, got 0.0"),
     "micro": (
         {"channels": (32,), "micro_conditioning": {"a.b": 1.0}},
         "a name in micro_conditioning, got 'a.b'",
     ),
 }
+
+
+def test_a_limit_squeezes_predictions_and_leaves_features():
+    torch.manual_seed(0)
+    limited, free = core(output_limit=0.5), core()
+    stir(limited)
+    stir(free)
+    z, given_ = pictures([2])[0], told(2)
+    text = free.read(given_["cond"], given_["cond_mask"])
+    said, features = limited(z, given_["t"], text=text)
+    wide, same = free(z, given_["t"], text=text)
+    assert torch.equal(features, same)
+    assert wide.abs().max() > 0.5 > said.abs().max()
+    torch.testing.assert_close(0.5 * torch.atanh(said / 0.5), wide)
 
 
 @pytest.mark.parametrize("name", UNBUILDABLE)

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mdmkit import nn
@@ -18,6 +18,7 @@ from mdmkit.builtin.nn import UNetCore, UNetShell
 widths = st.sampled_from([4, 6, 8, 9, 12, 16, 24])
 per_stage = st.one_of(st.integers(1, 2), st.lists(st.integers(1, 2), min_size=1, max_size=3).map(tuple))
 layers = st.one_of(st.integers(0, 1), st.lists(st.integers(0, 1), min_size=1, max_size=3).map(tuple))
+GRID_STRIDES = [2, (1, 2), (2, 1, 1), (2, 1, 1), (4, 1, 1), (1, 2, 2), (2, 2, 2), (1, 2, 2, 2)]
 stride = st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3)), st.just((1, 2, 2)))
 
 
@@ -90,6 +91,46 @@ def test_a_shell_runs_where_its_settings_find_no_problem(said: UNetShell, inner:
     assert bool(found) == bool(refusal), (found, refusal)
 
 
+@given(
+    said=st.builds(
+        UNetShell,
+        channels=st.lists(st.sampled_from([16, 32, 64]), min_size=1, max_size=3).map(tuple),
+        blocks=st.just(1),
+        attention=st.integers(0, 1),
+        strides=st.one_of(st.none(), st.lists(st.sampled_from(GRID_STRIDES), max_size=3).map(tuple)),
+        norm_groups=st.just(8),
+        layout=st.sampled_from([None, "grid", "grid", "grid"]),
+        frames=st.sampled_from([1, 2, 4, 8, 9, 16]),
+        temporal_attention=layers,
+        rotary=st.booleans(),
+    ),
+    inner=st.tuples(st.integers(2, 5), st.integers(2, 5)),
+    times=st.sampled_from([None, 1, 2, 3]),
+)
+@example(
+    UNetShell((32, 32), strides=((4, 1, 1),), layout="grid", frames=4, temporal_attention=1), (5, 3), None
+)
+@example(
+    UNetShell((32, 32), strides=((4, 1, 1),), layout="grid", frames=4, temporal_attention=1), (4, 6), None
+)
+def test_a_level_of_frames_runs_where_its_settings_find_no_problem(
+    said: UNetShell, inner: tuple[int, int], times: int | None
+):
+    found = list(said.problems())
+    core = nn.UNetCore(channels=(8,), attention=0, heads=1, norm_groups=1, middle=False, device="meta")
+    make = partial(nn.UNetShell, **arguments(said), inner_channels=8, emb_dim=core.emb_dim, device="meta")
+    refusal = refused(make)
+    assert bool(found) == bool(refusal), (found, refusal)
+    if found:
+        return
+    shell = make()
+    h, w = (side * (times or factor) for side, factor in zip(inner, shell.ratio, strict=True))
+    z = [torch.empty(1, 3, *size, device="meta") for size in (inner, (h, w))]
+    found = list(said.level_problems(resolution=(h, w), inner=inner, index=1))
+    refusal = refused(lambda: nn.NestedUNet(core, [shell])(z, torch.empty(1, device="meta")))
+    assert bool(found) == bool(refusal), (found, refusal)
+
+
 MESSAGES = {
     "groups": (
         UNetCore(channels=(48, 96)),
@@ -111,6 +152,33 @@ MESSAGES = {
             ("blocks", "expected one entry a stage, 2, got 3"),
             ("attention", "expected one entry a stage, 2, got 1"),
             ("strides", "expected one entry between each two stages, 1, got 2"),
+        ],
+    ),
+    "grid": (
+        UNetShell(
+            channels=(32, 48),
+            strides=((2, 2, 2),),
+            norm_groups=8,
+            layout="grid",
+            frames=8,
+            temporal_attention=1,
+        ),
+        [
+            (
+                "strides[0]",
+                "expected a stride in time or in space, got [2, 2, 2]; "
+                "say [frames, 1, 1] or [1, height, width]",
+            ),
+            ("frames", "a grid of frames is a square: expected 1, 4, 9, 16 ..., got 8"),
+            ("channels[1]", "head_dim=32 does not divide channels=48; try head_dim=24"),
+        ],
+    ),
+    "no grid": (
+        UNetShell(strides=((2, 1, 1),), frames=4, rotary=True),
+        [
+            ("strides[0]", "expected one number or [height, width], got [2, 1, 1]"),
+            ("frames", 'expected 1 without layout = "grid", got 4'),
+            ("rotary", 'expected false without layout = "grid", got true'),
         ],
     ),
     "text": (

@@ -250,7 +250,7 @@ def test_released_steps(case: str, schedule: Cosine | DDPM, predicted: str, spac
             pred = recorded["pred"][row : row + 1].double()
             denoise = Denoiser(lambda z, t, *, pred=pred, **_: (pred,), diffusion)
             (ours,) = rule(
-                thresholded(denoise, NAMES[threshold]),
+                thresholded(denoise, NAMES[threshold], diffusion),
                 (recorded["x_t"][row : row + 1].double(),),
                 [diffusion.at(t.item() / 1000), diffusion.at(t_last.item() / 1000)],
                 lambda step, level, on=noised == "noise1", row=row: (

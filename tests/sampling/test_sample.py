@@ -142,3 +142,25 @@ def test_what_does_not_fit_is_refused():
             sample_pyramid(
                 denoise, diffusion, SHAPES, [0], spacing=lambda steps, diffusion, times=times: times
             )
+
+
+@rules
+@given(seeds=picked, scale=st.floats(0.2, 2))
+def test_scaled_pictures_come_out_as_pictures(rule: Rule, seeds: list[int], scale: float):
+    """The process has them scaled, and a threshold and a callback see them as they come out."""
+    scaled = Diffusion(diffusion.schedules, scales=(1.0, scale, scale**2))
+    x0 = tuple(torch.randn(len(seeds), *shape).clamp(-1.5, 1.5) for shape in SHAPES)
+    shown: list[tuple[Tensor, ...]] = []
+    drawn = sample_pyramid(
+        Perfect(scaled.scaled(x0)),
+        scaled,
+        SHAPES,
+        seeds,
+        rule=rule,
+        steps=3,
+        threshold=clip,
+        callback=lambda step, at, said: shown.append(said.x0),
+    )
+    for level, wanted in enumerate(x0):
+        torch.testing.assert_close(drawn[level], wanted.clamp(-1, 1))
+        torch.testing.assert_close(shown[0][level], wanted.clamp(-1, 1))

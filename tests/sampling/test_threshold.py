@@ -60,18 +60,20 @@ def test_dynamic_shrinks_where_clip_cuts():
     torch.testing.assert_close(dynamic(x0, quantile=1.0, maximum=1.0), clip(x0))
 
 
-@given(seed=seeds, t=st.floats(0.01, 1))
-def test_eps_leads_from_the_thresholded_picture_to_z(seed: int, t: float):
-    at = Diffusion(shift_levels(Cosine(), [4, 8])).at(t)
+@given(seed=seeds, t=st.floats(0.01, 1), scale=st.sampled_from([1.0, 0.5]))
+def test_eps_leads_from_the_thresholded_picture_to_z(seed: int, t: float, scale: float):
+    diffusion = Diffusion(shift_levels(Cosine(), [4, 8]), scales=(1.0, scale))
+    at = diffusion.at(t)
     x0 = tuple(pictures(seed + level, spread=2.0).double() for level in range(2))
     z = tuple(pictures(seed + level + 5).double() for level in range(2))
-    answer = thresholded(Perfect(x0), clip)(z, at)
+    answer = thresholded(Perfect(x0), clip, diffusion)(z, at)
+    assert torch.equal(answer.x0[0], clip(x0[0]))
+    assert torch.equal(answer.x0[1], clip(x0[1], limit=scale))
     for level in range(2):
-        assert torch.equal(answer.x0[level], clip(x0[level]))
         back = at.alpha[level] * answer.x0[level] + at.sigma[level] * answer.eps[level]
         torch.testing.assert_close(back, z[level], rtol=0, atol=1e-10)
     perfect = Perfect(x0)
-    assert thresholded(perfect, none) is perfect
+    assert thresholded(perfect, none, diffusion) is perfect
 
 
 @pytest.mark.golden

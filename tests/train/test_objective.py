@@ -189,3 +189,21 @@ def test_a_level_more_leaves_the_losses_below_as_they_are() -> None:
     both = model(x, eps, t, captions=["a", "bb", ""])
     inner = model(x[:1], eps[:1], t, captions=["a", "bb", ""])
     assert torch.equal(both[:1], inner)
+
+
+@given(seed=st.integers(0, 99), scale=st.sampled_from([0.25, 0.5, 3.0]))
+def test_scaled_pictures_are_trained_on_as_if_they_were_so(seed: int, scale: float):
+    x, eps, t = draw(seed, 2, 2), draw(seed + 1, 2, 2), times(seed, 2)
+    seen: list[Levels] = []
+
+    class Nest(nn.Module):
+        def forward(self, z: Levels, *_: Any) -> Levels:
+            seen.append(z)
+            return tuple(level.sin() for level in z)
+
+    how: dict[str, Any] = {"loss_space": "x0", "pixel_loss": mse, "weighting": Uniform()}
+    scaled = attrs.evolve(diffusion(), scales=(1.0, scale))
+    ours = Objective(Nest(), None, diffusion=scaled, **how)(x, eps, t)
+    plain = Objective(Nest(), None, diffusion=diffusion(), **how)((x[0], x[1] * scale), eps, t)
+    assert torch.equal(ours, plain)
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
