@@ -1,6 +1,7 @@
 """How near do update rules come, in few evaluations, to where they go in many?
 
-    python benches/rules.py RUN_OR_MODEL [--count N] [--evaluations 5 10 20 50] [--long 1000] [--threads N]
+    python benches/rules.py RUN_OR_MODEL [--count N] [--evaluations 6 10 20 50] [--long 1000] [--threads N]
+        [--only ddim dpmpp_2m ...]
 
 Pictures of a trained model for its recipe's prompts, with its guidance and threshold, from the same noise.
 Deterministic rules all follow the probability flow: the reference is `flow_heun` with `--long` evaluations.
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, nargs="+", default=[6, 10, 20, 50])
     parser.add_argument("--long", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=[], help="some of the rules, by name")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_large_buffers()
@@ -102,7 +104,10 @@ def main() -> None:
     results: dict[str, list[float]] = {}
     print(f"{'evaluations':22}" + "".join(f"{count:9}" for count in options.evaluations))
 
-    def measure(name: str, rule: Any, cost: int, goal: Tensor, spacing: Any = sampling.uniform_t) -> None:
+    def measure(name: str, rule: Any, cost: int, goal: Any, spacing: Any = sampling.uniform_t) -> None:
+        if options.only and name not in options.only:
+            return
+        goal = goal() if callable(goal) else goal
         steps = [max(1, count // cost) for count in options.evaluations]
         results[name] = [distance(model.draw(rule, count, spacing), goal) for count in steps]
         print(row(name, results[name]), flush=True)
@@ -113,7 +118,7 @@ def main() -> None:
     for spacing in SPACINGS[1:]:
         measure(f"dpmpp_2m {spacing}", sampling.dpmpp_2m, 1, flow, getattr(sampling, spacing))
     for name, rule, cost in STOCHASTIC:
-        measure(name, rule, cost, model.draw(rule, options.long // cost))
+        measure(name, rule, cost, partial(model.draw, rule, options.long // cost))
     apart = distance(model.draw(sampling.flow_heun, 25, seed=10_000), flow)
     print(f"two seeds of a prompt lie {apart:.4f} apart; {time.perf_counter() - started:.0f} s in all")
     facts = {"evaluations": options.evaluations, "results": results, "two_seeds": apart}
