@@ -23,6 +23,7 @@ LEVELS = {
     "schedules": 1,
     "targets": 1,
     "weighting": 1,
+    "times": 1,
     "grid": 1,
     "pyramid": 1,
     "resolutions": 1,

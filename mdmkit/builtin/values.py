@@ -69,6 +69,42 @@ class Uniform:
 
 
 @attrs.frozen
+class MinSNR:
+    """min(SNR, gamma) on the x0 loss: clean pictures count no more than those at SNR = gamma."""
+
+    gamma: float = opt(5.0, "the largest weight", gt=0.0)
+
+
+@attrs.frozen
+class SoftMinSNR:
+    """SNR gamma / (SNR + gamma) on the x0 loss: min_snr without a corner."""
+
+    gamma: float = opt(4.0, "the weight that clean pictures come near", gt=0.0)
+
+
+@attrs.frozen
+class SigmoidWeight:
+    """sigmoid(b - logsnr) on the eps loss, as in VDM++ and SiD2."""
+
+    b: float = opt(0.0, "the logsnr of weight 1/2; cleaner pictures count less")
+
+
+@attrs.frozen
+class EDMWeight:
+    """SNR + 1 / sigma_data^2 on the x0 loss, as in EDM."""
+
+    sigma_data: float = opt(0.5, "standard deviation of the pictures' pixels; 1 is weight 1 on v", gt=0.0)
+
+
+@attrs.frozen
+class P2:
+    """1 / (k + SNR)^gamma on the eps loss: clean pictures count less."""
+
+    k: float = opt(1.0, "the SNR above which weights fall", gt=0.0)
+    gamma: float = opt(1.0, "the power by which they fall", gt=0.0)
+
+
+@attrs.frozen
 class UniformTime:
     """Uniform t."""
 
@@ -106,7 +142,12 @@ COMPONENTS: list[Component] = [
     Component("noise_schedule", "sigmoid", Sigmoid, "mdmkit.schedules:Sigmoid"),
     Component("noise_schedule", "linear_flow", LinearFlow, "mdmkit.schedules:LinearFlow"),
     Component("weighting", "uniform", Uniform, "mdmkit.weighting:Uniform"),
-    Component("time_sampler", "uniform", UniformTime, "mdmkit.weighting:UniformTime"),
+    Component("weighting", "min_snr", MinSNR, "mdmkit.weighting:MinSNR"),
+    Component("weighting", "soft_min_snr", SoftMinSNR, "mdmkit.weighting:SoftMinSNR"),
+    Component("weighting", "sigmoid", SigmoidWeight, "mdmkit.weighting:SigmoidWeight"),
+    Component("weighting", "edm", EDMWeight, "mdmkit.weighting:EDMWeight"),
+    Component("weighting", "p2", P2, "mdmkit.weighting:P2"),
+    Component("time_sampler", "uniform", UniformTime, "mdmkit.times:UniformTime"),
     Component("loss", "mse", MSE, "mdmkit.targets:mse"),
     Component("resolution_sampler", "all", All, "mdmkit.resolutions:All"),
     Component("resolution_sampler", "mixed", Mixed, "mdmkit.resolutions:Mixed"),

@@ -97,6 +97,13 @@ class SpacelessWeight:
         return torch.ones_like(logsnr)
 
 
+class NormalisedWeight:
+    space = "eps"
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        return logsnr.exp() / logsnr.exp().sum()
+
+
 class Times:
     """Good uniform times, the base of the broken ones."""
 
