@@ -10,6 +10,7 @@ from mdmkit.recipe.options import opt
 __all__ = ["COMPONENTS"]
 
 FORMS = ("table", "continuous")
+STRATIFIED = "one draw in each of `batch` equally likely parts of the times: a less noisy loss"
 
 
 @attrs.frozen
@@ -108,7 +109,34 @@ class P2:
 class UniformTime:
     """Uniform t."""
 
-    stratified: bool = opt(False, "one draw in each of `batch` equal parts of [0, 1]: a less noisy loss")
+    stratified: bool = opt(False, STRATIFIED)
+
+
+@attrs.frozen
+class LogitNormalTime:
+    """logit(t) normal, as in Stable Diffusion 3: most draws at middle times."""
+
+    stratified: bool = opt(False, STRATIFIED)
+    mean: float = opt(0.0, "of logit(t); above 0 more noise than half")
+    std: float = opt(1.0, "of logit(t)", gt=0.0)
+
+
+@attrs.frozen
+class LogNormalTime:
+    """ln sigma of level 0 normal, as in EDM, through whatever schedule there is."""
+
+    stratified: bool = opt(False, STRATIFIED)
+    mean: float = opt(-1.2, "of ln(sigma / alpha) at level 0; logsnr has -2 times this")
+    std: float = opt(1.2, "of ln(sigma / alpha) at level 0; logsnr has 2 times this", gt=0.0)
+
+
+@attrs.frozen
+class UniformLogSNR:
+    """Uniform logsnr of level 0, whatever the schedule: the integral of VDM and VDM++."""
+
+    stratified: bool = opt(False, STRATIFIED)
+    logsnr_min: float = opt(-10.0, "the noisiest draw, as far as the schedule goes")
+    logsnr_max: float = opt(10.0, "the cleanest draw, as far as the schedule goes")
 
 
 @attrs.frozen
@@ -148,6 +176,9 @@ COMPONENTS: list[Component] = [
     Component("weighting", "edm", EDMWeight, "mdmkit.weighting:EDMWeight"),
     Component("weighting", "p2", P2, "mdmkit.weighting:P2"),
     Component("time_sampler", "uniform", UniformTime, "mdmkit.times:UniformTime"),
+    Component("time_sampler", "logit_normal", LogitNormalTime, "mdmkit.times:LogitNormalTime"),
+    Component("time_sampler", "lognormal", LogNormalTime, "mdmkit.times:LogNormalTime"),
+    Component("time_sampler", "uniform_logsnr", UniformLogSNR, "mdmkit.times:UniformLogSNR"),
     Component("loss", "mse", MSE, "mdmkit.targets:mse"),
     Component("resolution_sampler", "all", All, "mdmkit.resolutions:All"),
     Component("resolution_sampler", "mixed", Mixed, "mdmkit.resolutions:Mixed"),

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .subject import Subject
+from .subject import Subject, load
 
 __all__ = ["growth", "loss", "noise_schedule", "resolution_sampler", "time_sampler", "weighting"]
 
@@ -86,7 +86,7 @@ def weighting(it: Subject) -> None:
 
 def time_sampler(it: Subject) -> None:
     """Draws lie in [0, 1], follow `density`, and depend on (seed, step, position, batch) only."""
-    times = it.build()
+    times = it.build(schedule=load("mdmkit.schedules:Cosine")())
     everyone = list(range(DRAWS))
     t = it.attempt("draw(seed, step, positions, batch)", lambda: times.draw(0, 1, everyone, DRAWS))
     it.must(t.shape == (DRAWS,), f"draw of {DRAWS} positions has shape {tuple(t.shape)}")

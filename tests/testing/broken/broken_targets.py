@@ -107,6 +107,9 @@ class NormalisedWeight:
 class Times:
     """Good uniform times, the base of the broken ones."""
 
+    def __init__(self, *, schedule: object) -> None:
+        self.schedule = schedule
+
     def draw(self, seed: int, step: int, positions: Sequence[int], batch: int) -> Tensor:
         draws = np.random.Generator(np.random.Philox(key=1000 * seed + step)).random(batch)
         return torch.from_numpy(draws)[list(positions)]
