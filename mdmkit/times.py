@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from mdmkit.schedules import NoiseSchedule, time_at
+from mdmkit.schedules import NoiseSchedule, check_range, time_at
 from mdmkit.streams import stream
 
 __all__ = ["ByQuantile", "LogNormalTime", "LogitNormalTime", "TimeSampler", "UniformLogSNR", "UniformTime"]
@@ -211,8 +211,7 @@ class UniformLogSNR(ByLogSNR):
     logsnr_max: float = 10.0
 
     def __attrs_post_init__(self) -> None:
-        if not self.logsnr_min < self.logsnr_max:
-            raise ValueError(f"expected logsnr_min < logsnr_max, got {self.logsnr_min} and {self.logsnr_max}")
+        check_range(self.logsnr_min, self.logsnr_max)
         super().__attrs_post_init__()
 
     def below(self, log_sigma: Tensor) -> Tensor:

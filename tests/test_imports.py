@@ -20,6 +20,7 @@ LEVELS = {
     "errors": 0,
     "streams": 0,
     "divisors": 0,
+    "tables": 0,
     "schedules": 1,
     "targets": 1,
     "weighting": 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from mdmkit.plugins.component import Component
-from mdmkit.recipe.options import opt
+from mdmkit.recipe.options import Use, opt, slot
 
 __all__ = ["COMPONENTS"]
 
@@ -51,6 +51,32 @@ class Sigmoid:
     start: float = opt(-3.0, "where on the sigmoid t = 0 lies")
     end: float = opt(3.0, "where on the sigmoid t = 1 lies")
     tau: float = opt(1.0, "temperature", gt=0.0)
+
+
+@attrs.frozen
+class EDM:
+    """Karras noise levels, from sigma_min to sigma_max."""
+
+    sigma_min: float = opt(0.002, "sigma / alpha next to the data", gt=0.0)
+    sigma_max: float = opt(80.0, "sigma / alpha at t = 1", gt=0.0)
+    rho: float = opt(7.0, "the root of sigma that runs evenly; larger: more of t at low noise", gt=0.0)
+
+
+@attrs.frozen
+class Interpolated:
+    """A cosine shifted for a high resolution near the data and for a low one near noise."""
+
+    low: float = opt(0.5, "the side whose noise rules at t = 1, in sides of level 0", gt=0.0)
+    high: float = opt(1.0, "the side whose noise rules at t = 0, in sides of level 0", gt=0.0)
+    logsnr_max: float = opt(15.0, "logsnr of the cosine next to the data")
+    logsnr_min: float = opt(-15.0, "logsnr of the cosine at t = 1")
+
+
+@attrs.frozen
+class ZeroTerminal:
+    """Another schedule, stretched to leave no signal at t = 1."""
+
+    schedule: Use = slot("noise_schedule", "ddpm", "the schedule that is stretched")
 
 
 @attrs.frozen
@@ -168,6 +194,9 @@ COMPONENTS: list[Component] = [
     Component("noise_schedule", "ddpm", DDPM, "mdmkit.schedules:DDPM"),
     Component("noise_schedule", "cosine_logsnr", CosineLogSNR, "mdmkit.schedules:CosineLogSNR"),
     Component("noise_schedule", "sigmoid", Sigmoid, "mdmkit.schedules:Sigmoid"),
+    Component("noise_schedule", "edm", EDM, "mdmkit.schedules:EDM"),
+    Component("noise_schedule", "interpolated", Interpolated, "mdmkit.schedules:Interpolated"),
+    Component("noise_schedule", "zero_terminal", ZeroTerminal, "mdmkit.schedules:ZeroTerminal"),
     Component("noise_schedule", "linear_flow", LinearFlow, "mdmkit.schedules:LinearFlow"),
     Component("weighting", "uniform", Uniform, "mdmkit.weighting:Uniform"),
     Component("weighting", "min_snr", MinSNR, "mdmkit.weighting:MinSNR"),
