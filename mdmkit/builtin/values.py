@@ -171,6 +171,13 @@ class MSE:
 
 
 @attrs.frozen
+class Huber:
+    """Pseudo-Huber: squared for small differences, straight for large ones."""
+
+    delta: float = opt(0.1, "the difference from which it is rather straight than squared", gt=0.0)
+
+
+@attrs.frozen
 class All:
     """Every row trains every level."""
 
@@ -209,6 +216,7 @@ COMPONENTS: list[Component] = [
     Component("time_sampler", "lognormal", LogNormalTime, "mdmkit.times:LogNormalTime"),
     Component("time_sampler", "uniform_logsnr", UniformLogSNR, "mdmkit.times:UniformLogSNR"),
     Component("loss", "mse", MSE, "mdmkit.targets:mse"),
+    Component("loss", "huber", Huber, "mdmkit.targets:huber"),
     Component("resolution_sampler", "all", All, "mdmkit.resolutions:All"),
     Component("resolution_sampler", "mixed", Mixed, "mdmkit.resolutions:Mixed"),
     Component("growth", "none", NoGrowth, "mdmkit.growth:NoGrowth"),
