@@ -98,8 +98,8 @@ def huber(prediction: Tensor, target: Tensor, *, delta: float = 0.1) -> Tensor:
 
     2 delta^2 (sqrt(1 + (d / delta)^2) - 1), so that a few pixels that are far off pull no harder than 2 delta
     each. A weighting keeps its meaning in another loss space for small errors only, since only squares follow
-    its conversion. ValueError where delta is not above 0. *Scheduled Pseudo-Huber Loss*, arXiv 2403.16728, but
-    with one delta for all times.
+    its conversion. ValueError where delta is not above 0. *Scheduled Pseudo-Huber Loss*, arXiv 2403.16728,
+    but with one delta for all times.
     """
     if not delta > 0:
         raise ValueError(f"expected delta > 0, got {delta}")
