@@ -129,6 +129,8 @@ def command(
             save_grid(path, [pyramid[r].cpu() for pyramid in pyramids], captions)
             print(path)
             for step, rows in sorted(kept.items()):
+                if len(rows[0]) <= r:
+                    continue  # before this level joined
                 way = target / f"grid-level-{r}-{height}x{width}-after-{step:04d}.png"
                 save_grid(way, [rows[i][r] for i in range(len(rows))], captions)
                 print(way)

@@ -25,13 +25,14 @@ __all__ = ["Drawing", "draw"]
 
 @attrs.frozen
 class Drawing:
-    """How pictures are drawn: the update rule, its steps and what wraps the denoiser."""
+    """How pictures are drawn: the update rule, its steps, what wraps the denoiser, when outer levels run."""
 
     rule: Rule
     spacing: Spacing
     threshold: Threshold
     guidance: tuple[Guidance, ...] = ()
     steps: int = 50
+    outer_from: float | None = None
 
 
 @torch.no_grad()
@@ -81,6 +82,7 @@ def draw(
                 steps=drawing.steps,
                 spacing=drawing.spacing,
                 threshold=drawing.threshold,
+                outer_from=drawing.outer_from,
                 device=device,
                 noise_device=noise_device,
                 callback=None if callback is None else partial(callback, indices),
