@@ -24,7 +24,7 @@ from mdmkit.diffusion import Diffusion, NoiseLevel
 from mdmkit.pyramid import Pyramid, pool, ratio
 from mdmkit.schedules import time_at
 
-__all__ = ["Phase", "enlarged", "join", "phases", "times_from"]
+__all__ = ["Phase", "enlarged", "join", "level_scale", "phases", "times_from"]
 
 
 @attrs.frozen
@@ -82,15 +82,14 @@ def precisions(
     diffusion: Diffusion, inner: Sequence[int], outer: Sequence[int], level: int, at: NoiseLevel
 ) -> tuple[float, float]:
     """What the level inside says about its picture, and what `level` does when it is pooled to it."""
-    scale = level_scale(diffusion, level) * at.alpha[level]
+    scale = level_scale(diffusion, level, level - 1) * at.alpha[level]
     pixels = math.prod(ratio(outer, inner))
     return (at.alpha[level - 1] / at.sigma[level - 1]) ** 2, pixels * (scale / at.sigma[level]) ** 2
 
 
-def level_scale(diffusion: Diffusion, level: int) -> float:
-    """How the pooled x_r of the process is scaled against the x_r of the level inside."""
-    scales = diffusion.scales
-    return 1.0 if scales is None else scales[level] / scales[level - 1]
+def level_scale(diffusion: Diffusion, level: int, inner: int) -> float:
+    """How the x_r of a level of the process, pooled, is scaled against the x_r of a level inside."""
+    return 1.0 if diffusion.scales is None else diffusion.scales[level] / diffusion.scales[inner]
 
 
 def join(
@@ -116,7 +115,7 @@ def join(
     pixels = math.prod(ratio(noise.shape[2:], size))
     # the split's noise is the coarse part of the new level's, with the other sign: independent of its detail
     split = at.alpha[edge] * known - at.sigma[edge] * math.sqrt(share * pixels) * coarse
-    joined = level_scale(diffusion, level) * at.alpha[level] * known
+    joined = level_scale(diffusion, level, edge) * at.alpha[level] * known
     joined = joined - at.sigma[level] * (1 - math.sqrt(1 - share)) * coarse
     grown = enlarged(joined, noise.shape[2:]) + at.sigma[level] * noise
     further = [renoised(z[r], fresh(r), before, at, r) for r in range(edge)]
