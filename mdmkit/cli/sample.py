@@ -13,6 +13,7 @@ from mdmkit.errors import WrongInput
 
 from .open_model import Model, Weights, check_weights, open_model
 from .options import Plugins, Sets
+from .sample_edit import Init, Low, Mask, Sources, Strength, ToPrompt, ToSeed
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,12 @@ def command(
     seed: Annotated[
         int | None, typer.Option(help="picture i has seed + i; the recipe's where not given")
     ] = None,
+    init: Init = None,
+    strength: Strength = None,
+    mask: Mask = None,
+    low: Low = None,
+    to_seed: ToSeed = None,
+    to_prompt: ToPrompt = None,
     out: Annotated[
         Path | None, typer.Option(help="a folder for the pictures; MODEL/drawn where not given")
     ] = None,
@@ -64,6 +71,7 @@ def command(
         raise WrongInput(
             f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'"
         )
+    sources = Sources(init, strength, mask, low, to_seed, to_prompt)
     given = {"sample.steps": steps, "sample.seed": seed}
     overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
     folder, recipe, registry = open_model(model, overrides, plugins, allow_pipe=True)  # no data is read
@@ -75,7 +83,15 @@ def command(
         raise WrongInput(
             f"sample --intermediate: expected 0 to {most}, fewer than the steps, got {intermediate}"
         )
-    refuse_text(recipe, {"--prompt": prompt, "--negative-prompt": negative_prompt, "--features": features})
+    refuse_text(
+        recipe,
+        {
+            "--prompt": prompt,
+            "--negative-prompt": negative_prompt,
+            "--to-prompt": to_prompt,
+            "--features": features,
+        },
+    )
     conditions = conditions_of(features, recipe) if features else None
     if conditions is not None:
         prompts = [f"row {row}" for row in range(conditions.pictures)]
@@ -84,12 +100,16 @@ def command(
         prompts = list(prompt or (recipe.sample.prompts if recipe.text else ()))
     if not prompts and recipe.text is not None:
         raise WrongInput("sample: give at least one --prompt (the recipe has no sample.prompts)")
-    captions = [caption for caption in prompts or [""] for _ in range(count)]
+    prompts = prompts or [""]
+    sources.check_way(prompts, count)
+    captions = sources.captions(prompts, count)
+    seeds = sources.seeds(recipe.sample.seed, len(prompts), count)
     negative = recipe.sample.negative_prompt if negative_prompt is None else negative_prompt
     target = out or free_name(model, "drawn")
     refuse_full(target)
     device = pick_device(recipe.run.device)
     resolutions = assemble.resolutions(recipe, levels)
+    start, known = sources.pictures(resolutions, recipe)
     kept: dict[int, dict[int, tuple[torch.Tensor, ...]]] = {}
     wanted = {round((i + 1) * recipe.sample.steps / (intermediate + 1)) for i in range(intermediate)}
 
@@ -105,6 +125,8 @@ def command(
         )
         try:
             with autocast(recipe.run.precision, device):
+                if to_prompt is not None:
+                    conditions = sources.conditions(text, prompts[0], negative, count)
                 pyramids = draw(
                     nest,
                     text,
@@ -115,6 +137,9 @@ def command(
                     negative=negative,
                     conditions=conditions,
                     seed=recipe.sample.seed,
+                    seeds=seeds,
+                    start=start,
+                    known=known,
                     batch=recipe.sample.batch,
                     device=device,
                     noise_device=noise_device,
@@ -135,7 +160,8 @@ def command(
                 save_grid(way, [rows[i][r] for i in range(len(rows))], captions)
                 print(way)
         for i, pyramid in enumerate(pyramids):
-            save_picture(target / f"picture-{recipe.sample.seed + i:05d}.png", pyramid[-1].cpu())
+            number = recipe.sample.seed + i if seeds is None else i
+            save_picture(target / f"picture-{number:05d}.png", pyramid[-1].cpu())
     print(f"{len(pyramids)} pictures in {target}", file=sys.stderr)
 
 

@@ -14,9 +14,11 @@ from mdmkit.diffusion import Diffusion, NoiseLevel
 
 from .conditions import Conditions, Encode, encoded, stored
 from .denoise import Denoised, Denoiser
+from .edit import Known, Start
 from .guidance import Guidance
 from .rules import Rule
 from .sample import sample_pyramid
+from .seeds import Seed
 from .spacing import Spacing
 from .threshold import Threshold
 
@@ -47,6 +49,9 @@ def draw(
     negative: str = "",
     conditions: Conditions | None = None,
     seed: int = 0,
+    seeds: Sequence[Seed] | None = None,
+    start: Start | None = None,
+    known: Known | None = None,
     batch: int = 16,
     device: torch.device | str = "cpu",
     noise_device: torch.device | str | None = None,
@@ -56,9 +61,13 @@ def draw(
 
     `resolutions` are those of the inner levels to run (all of them for full pictures). Guidance leads away
     from the text `negative`. `conditions`: features to draw for, in the place of captions and encoder.
-    `callback(indices, step, at, denoised)` sees the predictions on the way for the pictures of a batch. A
-    picture depends on its caption, `negative` and its seed only, not on `batch` or on its neighbours.
+    `seeds`: one a picture, in the place of seed + i. `start` and `known` (`mdmkit.sampling.edit`) hold for
+    every picture: of one row. `callback(indices, step, at, denoised)` sees the predictions on the way for the
+    pictures of a batch. A picture depends on its caption, `negative` and its seed only, not on `batch` or on
+    its neighbours.
     """
+    if seeds is not None and len(seeds) != (count := conditions.pictures if conditions else len(captions)):
+        raise ValueError(f"expected a seed for each of {count} pictures, got {len(seeds)}")
     drawn: dict[int, tuple[Tensor, ...]] = {}
     training = nest.training
     nest.eval()
@@ -77,12 +86,14 @@ def draw(
                 wrapped,
                 diffusion,
                 shapes=[(3, *size) for size in resolutions],
-                seeds=[seed + i for i in indices],
+                seeds=[seed + i if seeds is None else seeds[i] for i in indices],
                 rule=drawing.rule,
                 steps=drawing.steps,
                 spacing=drawing.spacing,
                 threshold=drawing.threshold,
                 outer_from=drawing.outer_from,
+                start=start,
+                known=known,
                 device=device,
                 noise_device=noise_device,
                 callback=None if callback is None else partial(callback, indices),
