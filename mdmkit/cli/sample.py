@@ -13,7 +13,7 @@ from mdmkit.errors import WrongInput
 
 from .open_model import Model, Weights, check_weights, open_model
 from .options import Plugins, Sets
-from .sample_edit import Init, Low, Mask, Sources, Strength, ToPrompt, ToSeed
+from .sample_edit import Canvas, Init, Low, Mask, Sources, Strength, ToPrompt, ToSeed
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,7 @@ def command(
     low: Low = None,
     to_seed: ToSeed = None,
     to_prompt: ToPrompt = None,
+    canvas: Canvas = None,
     out: Annotated[
         Path | None, typer.Option(help="a folder for the pictures; MODEL/drawn where not given")
     ] = None,
@@ -71,7 +72,7 @@ def command(
         raise WrongInput(
             f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'"
         )
-    sources = Sources(init, strength, mask, low, to_seed, to_prompt)
+    sources = Sources(init, strength, mask, low, to_seed, to_prompt, canvas)
     given = {"sample.steps": steps, "sample.seed": seed}
     overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
     folder, recipe, registry = open_model(model, overrides, plugins, allow_pipe=True)  # no data is read
@@ -108,7 +109,7 @@ def command(
     target = out or free_name(model, "drawn")
     refuse_full(target)
     device = pick_device(recipe.run.device)
-    resolutions = assemble.resolutions(recipe, levels)
+    resolutions, windows = sources.windows(assemble.resolutions(recipe, levels), recipe)
     start, known = sources.pictures(resolutions, recipe)
     kept: dict[int, dict[int, tuple[torch.Tensor, ...]]] = {}
     wanted = {round((i + 1) * recipe.sample.steps / (intermediate + 1)) for i in range(intermediate)}
@@ -140,6 +141,7 @@ def command(
                     seeds=seeds,
                     start=start,
                     known=known,
+                    windows=windows,
                     batch=recipe.sample.batch,
                     device=device,
                     noise_device=noise_device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from mdmkit.sampling.conditions import Conditions
     from mdmkit.sampling.edit import Known, Start
     from mdmkit.sampling.seeds import Seed
+    from mdmkit.sampling.windows import Windows
 
-__all__ = ["Init", "Low", "Mask", "Sources", "Strength", "ToPrompt", "ToSeed"]
+__all__ = ["Canvas", "Init", "Low", "Mask", "Sources", "Strength", "ToPrompt", "ToSeed"]
 
 Init = Annotated[
     Path | None, typer.Option(help="draw variations of this picture; cropped to the model's size")
@@ -35,6 +37,9 @@ ToSeed = Annotated[int | None, typer.Option(help="--count pictures on the way fr
 ToPrompt = Annotated[
     str | None, typer.Option(help="--count pictures on the way from the prompt to this one, of one seed")
 ]
+Canvas = Annotated[
+    str | None, typer.Option(help="a larger picture than trained, HEIGHTxWIDTH, in overlapping windows")
+]
 
 
 @attrs.frozen
@@ -47,6 +52,7 @@ class Sources:
     low: Path | None
     to_seed: int | None
     to_prompt: str | None
+    canvas: str | None
 
     def __attrs_post_init__(self) -> None:
         for name, value in (("--strength", self.strength), ("--mask", self.mask)):
@@ -96,6 +102,31 @@ class Sources:
         with torch.no_grad():
             (_, ends), *_ = encoded(text, [prompt, self.to_prompt], negative, batch=2, apart=False)
         return between(ends, weights(count))
+
+    def windows(
+        self, trained: Sequence[tuple[int, int]], recipe: Recipe
+    ) -> tuple[Sequence[tuple[int, int]], Windows | None]:
+        """The resolutions to draw, and windows of the trained ones. WrongInput where they do not fit."""
+        from mdmkit import assemble
+        from mdmkit.sampling.windows import Windows
+
+        if self.canvas is None:
+            return trained, None
+        if assemble.frames(recipe) is not None:
+            raise WrongInput("sample --canvas: is for pictures, and the model draws grids of frames")
+        match = re.fullmatch(r"(\d+)x(\d+)", self.canvas)
+        wanted = (int(match[1]), int(match[2])) if match else (0, 0)
+        ratios = [top // low for top, low in zip(trained[-1], trained[0], strict=True)]
+        if any(side < own or side % r for side, own, r in zip(wanted, trained[-1], ratios, strict=True)):
+            steps = f"{ratios[0]}x{ratios[1]}"
+            raise WrongInput(
+                f"sample --canvas: expected HEIGHTxWIDTH of at least {trained[-1][0]}x{trained[-1][1]}, a "
+                f"multiple of {steps}, got '{self.canvas}'"
+            )
+        sizes = [
+            (wanted[0] * h // trained[-1][0], wanted[1] * w // trained[-1][1]) for h, w in trained
+        ]
+        return sizes, Windows(tuple(trained))
 
     def pictures(
         self, resolutions: Sequence[tuple[int, int]], recipe: Recipe

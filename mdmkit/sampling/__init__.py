@@ -10,6 +10,7 @@ from .seeds import Between
 from .singlestep import dpmpp_2s_ancestral, flow_heun, heun
 from .spacing import Spacing, karras, leading, poly_exponential, released, trailing, uniform_logsnr, uniform_t
 from .threshold import Threshold, clip, dynamic, dynamic_if, none, thresholded
+from .windows import Windows
 
 __all__ = [
     "APG",
@@ -30,6 +31,7 @@ __all__ = [
     "Spacing",
     "Start",
     "Threshold",
+    "Windows",
     "clip",
     "ddim",
     "ddpm",

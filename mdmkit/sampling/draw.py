@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import attrs
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from mdmkit.diffusion import Diffusion, NoiseLevel
 
 from .conditions import Conditions, Encode, encoded, stored
-from .denoise import Denoised, Denoiser
+from .denoise import Denoised, Denoiser, PairedDenoise
 from .edit import Known, Start
 from .guidance import Guidance
 from .rules import Rule
@@ -21,6 +20,7 @@ from .sample import sample_pyramid
 from .seeds import Seed
 from .spacing import Spacing
 from .threshold import Threshold
+from .windows import Windows
 
 __all__ = ["Drawing", "draw"]
 
@@ -52,6 +52,7 @@ def draw(
     seeds: Sequence[Seed] | None = None,
     start: Start | None = None,
     known: Known | None = None,
+    windows: Windows | None = None,
     batch: int = 16,
     device: torch.device | str = "cpu",
     noise_device: torch.device | str | None = None,
@@ -62,9 +63,9 @@ def draw(
     `resolutions` are those of the inner levels to run (all of them for full pictures). Guidance leads away
     from the text `negative`. `conditions`: features to draw for, in the place of captions and encoder.
     `seeds`: one a picture, in the place of seed + i. `start` and `known` (`mdmkit.sampling.edit`) hold for
-    every picture: of one row. `callback(indices, step, at, denoised)` sees the predictions on the way for the
-    pictures of a batch. A picture depends on its caption, `negative` and its seed only, not on `batch` or on
-    its neighbours.
+    every picture: of one row. `windows`: ask the network for pieces of larger `resolutions`.
+    `callback(indices, step, at, denoised)` sees the predictions on the way for the pictures of a batch. A
+    picture depends on its caption, `negative` and its seed only, not on `batch` or on its neighbours.
     """
     if seeds is not None and len(seeds) != (count := conditions.pictures if conditions else len(captions)):
         raise ValueError(f"expected a seed for each of {count} pictures, got {len(seeds)}")
@@ -78,12 +79,9 @@ def draw(
             apart = getattr(nest, "sees_padding", False)
             batches = encoded(text, captions, negative, batch=batch, apart=apart)
         for indices, told in batches:
-            denoise = Denoiser(nest, diffusion, **told._asdict())
-            wrapped: Any = denoise
-            for guidance in drawing.guidance:
-                wrapped = guidance.wrap(wrapped)
+            make = partial(guided, Denoiser(nest, diffusion, **told._asdict()), drawing.guidance)
             z = sample_pyramid(
-                wrapped,
+                make() if windows is None else windows.wrap(make),
                 diffusion,
                 shapes=[(3, *size) for size in resolutions],
                 seeds=[seed + i if seeds is None else seeds[i] for i in indices],
@@ -102,3 +100,10 @@ def draw(
     finally:
         nest.train(training)
     return [drawn[i] for i in range(len(drawn))]
+
+
+def guided(denoise: PairedDenoise, guidance: Sequence[Guidance]) -> PairedDenoise:
+    """The denoiser in its guidance, the first one innermost."""
+    for one in guidance:
+        denoise = one.wrap(denoise)
+    return denoise

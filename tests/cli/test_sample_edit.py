@@ -101,6 +101,18 @@ def test_on_the_way_between_seeds_and_prompts(run: Path, tmp_path: Path) -> None
     assert abs(way[0] - ring).max() <= 1
 
 
+def test_a_canvas_larger_than_trained(run: Path, files: Path, tmp_path: Path) -> None:
+    (got,) = sampled(run, tmp_path / "a", "--canvas", "16x40", "--set", 'sample.guidance=["apg"]')
+    assert got.shape == (16, 40, 3)
+    (tmp_path / "a" / "grid-level-0-8x20.png").stat()
+    (same,) = sampled(run, tmp_path / "b", "--canvas", "16x16")
+    assert np.array_equal(same, sampled(run, tmp_path / "c")[0])
+    (wide,) = sampled(
+        run, tmp_path / "d", "--canvas", "20x40", "--init", files / "wide.png", "--strength", "0"
+    )
+    assert np.array_equal(wide, pixels(files / "wide.png"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -115,6 +127,12 @@ def test_on_the_way_between_seeds_and_prompts(run: Path, tmp_path: Path) -> None
         (("--low", "{picture.png}"),
          "--low: {picture.png}: expected a picture of a level below the highest drawn, 8x8, got 16x16; "
          "resize it"),
+        (("--canvas", "16x"),
+         "--canvas: expected HEIGHTxWIDTH of at least 16x16, a multiple of 2x2, got '16x'"),
+        (("--canvas", "32x8"),
+         "--canvas: expected HEIGHTxWIDTH of at least 16x16, a multiple of 2x2, got '32x8'"),
+        (("--canvas", "16x17"),
+         "--canvas: expected HEIGHTxWIDTH of at least 16x16, a multiple of 2x2, got '16x17'"),
         (("--to-seed", "5"), "--to-seed: expected --count of at least 2, got 1"),
         (("--to-seed", "-5", "--count", "2"), "--to-seed: expected a seed of at least 0, got -5"),
         (("--to-prompt", "y", "--prompt", "z", "--count", "2"),
