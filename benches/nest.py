@@ -3,9 +3,9 @@
     python benches/nest.py [--quick] [--threads N] [--device cuda]
 
 A training step (forward, loss at every level, backward, AdamW) and a sampling step (forward alone) of the
-quickstart's nest, 16 -> 32 with half of the rows at 16 only, and of a 32/64/128 nest. The plain U-Net has the
-quickstart's nest, 16 -> 32 with half of the rows at 16 only, and of a 32/64/128 nest. The plain U-Net has the
-the answer is the ratio of the median times, over the ratio of FLOPs.
+quickstart's nest, 16 -> 32 with half of the rows at 16 only, and of a 32/64/128 nest. The plain U-Net is as
+deep as the nest and as wide as comes nearest to its FLOPs; the answer is the ratio of the median times, over
+the ratio of FLOPs.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from about import about
 from torch.utils.benchmark import Timer
 
 from mdmkit.nn import NestedUNet, UNetCore, UNetShell
@@ -146,17 +144,6 @@ def compare(
     }
 
 
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 rounds of one run instead of 15 of three")
@@ -185,12 +172,9 @@ def main() -> None:
                 f"{row['nest_gflop']:8.2f} {row['plain_gflop']:8.2f} {row['ratio_at_equal_flops']:7.2f}",
                 flush=True,
             )
-    on_cpu = options.device == "cpu"
-    machine = (
-        platform.processor() or platform.machine() if on_cpu else torch.cuda.get_device_name(options.device)
-    )
-    about = {"bench": "nest", "machine": machine, "threads": options.threads, "torch": torch.__version__}
-    print(json.dumps({**about, "commit": commit(), "quick": options.quick, "results": results}))
+    machine = None if options.device == "cpu" else torch.cuda.get_device_name(options.device)
+    facts = {"threads": options.threads, "quick": options.quick, "results": results}
+    print(json.dumps({**about("nest", machine=machine), **facts}))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from about import about
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -150,13 +150,6 @@ def measure(folder: Path, size: int) -> dict[str, Any]:
     return row
 
 
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the smallest one alone")
@@ -174,9 +167,7 @@ def main() -> None:
             results.append(measure(folder, size))
             if options.keep is None:  # a model of full size and its checkpoint are 4 GB
                 shutil.rmtree(folder)
-    about = {"bench": "released", "machine": platform.processor() or platform.machine()}
-    about |= {"torch": torch.__version__, "commit": commit(), "quick": options.quick}
-    print(json.dumps({**about, "results": results}))
+    print(json.dumps({**about("released"), "quick": options.quick, "results": results}))
 
 
 if __name__ == "__main__":

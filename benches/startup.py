@@ -17,8 +17,10 @@ import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
+
+from about import about
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,20 +33,6 @@ def seconds(command: list[str]) -> float:
     if result.returncode:
         raise SystemExit(f"{' '.join(command[1:])}: exit {result.returncode}\n{result.stderr.strip()}")
     return taken
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def commit() -> str:
-    result = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip()
 
 
 def main() -> None:
@@ -78,14 +66,10 @@ def main() -> None:
         median, fastest, slowest = (1000 * x for x in (medians[name], min(taken), max(taken)))
         print(f"{name:<16}{median:>10.0f}{fastest:>9.0f}{slowest:>9.0f}{median - 1000 * start:>15.0f}")
     answer = {
-        "bench": "startup",
+        **about("startup", machine=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"),
         "median_ms": {name: round(1000 * median, 1) for name, median in medians.items()},
         "rounds": rounds,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "python": platform.python_version(),
-        "mdmkit": installed("mdmkit"),
-        "typer": installed("typer"),
-        "commit": commit(),
+        "typer": version("typer"),
     }
     print(json.dumps(answer))
 

@@ -141,8 +141,9 @@ def weighting(recipe: Recipe, registry: Registry) -> Any:
 
 
 def time_sampler(recipe: Recipe, registry: Registry) -> Any:
-    """The distribution of t in training."""
-    return registry.build(recipe.diffusion.time_sampler, kind="time_sampler")
+    """The distribution of t in training; level 0's schedule is given to those over its noise levels."""
+    schedule = diffusion(recipe, registry).schedules[0]
+    return registry.build(recipe.diffusion.time_sampler, kind="time_sampler", schedule=schedule)
 
 
 def loss(recipe: Recipe, registry: Registry) -> Any:

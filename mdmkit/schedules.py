@@ -5,16 +5,13 @@ Every schedule keeps two promises. `logsnr(t)` is finite and falls over [0, 1]: 
 exactly (1, 0), whatever the shift, as the released tables have gamma[0] = 1: what a sampler ends with is the
 picture, without a rest of noise.
 
-The released tables have an entry for each of `steps` + 1 indices; index i is t = i / steps, and between
-entries logsnr is interpolated. Their first cell, where gamma goes from 1 to gamma[1], runs from
-`LOGSNR_LIMIT` to logsnr[1].
+The curves and the released tables that they are made of are in `mdmkit.tables`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -22,11 +19,20 @@ import torch
 from torch import Tensor
 
 from mdmkit.pyramid import normalize_resolution
+from mdmkit.tables import (
+    LOGSNR_LIMIT,
+    cosine_logsnr,
+    cosine_logsnr_table,
+    cosine_table,
+    interpolate,
+    karras_sigma,
+    linear_table,
+    squared_cosine_logsnr,
+)
 
-__all__ = ["DDPM", "LOGSNR_LIMIT", "Cosine", "CosineLogSNR", "LinearFlow", "NoiseSchedule", "Shifted"]
-__all__ += ["Sigmoid", "VariancePreserving", "clean_at_zero", "level_shift", "shift_levels", "time_at"]
-
-LOGSNR_LIMIT = 20.0
+__all__ = ["DDPM", "EDM", "LOGSNR_LIMIT", "Cosine", "CosineLogSNR", "Interpolated", "LinearFlow"]
+__all__ += ["NoiseSchedule", "Shifted", "Sigmoid", "VariancePreserving", "ZeroTerminal", "clean_at_zero"]
+__all__ += ["level_shift", "shift_levels", "time_at"]
 
 
 @runtime_checkable
@@ -116,8 +122,7 @@ class CosineLogSNR(VariancePreserving):
 
     def __attrs_post_init__(self) -> None:
         check_form(self.form)
-        if not self.logsnr_min < self.logsnr_max:
-            raise ValueError(f"expected logsnr_min < logsnr_max, got {self.logsnr_min} and {self.logsnr_max}")
+        check_range(self.logsnr_min, self.logsnr_max)
 
     def logsnr(self, t: Tensor) -> Tensor:
         if self.form == "table":
@@ -152,6 +157,60 @@ class Sigmoid(VariancePreserving):
 
 
 @attrs.frozen
+class EDM(VariancePreserving):
+    """Karras noise levels: sigma_edm from `sigma_min` to `sigma_max`, even in its root `rho`.
+
+    EDM adds noise of sigma_edm to pictures of scale 1 and divides by sqrt(sigma_edm^2 + sigma_data^2) at the
+    network's door. Here the process is divided itself, by sqrt(sigma_edm^2 + 1), so that every network sees
+    unit scale: logsnr = -2 ln sigma_edm is the same and variance preserving. At t = 0 the picture is clean,
+    where sigma_edm would be `sigma_min`. *EDM*, arXiv 2206.00364, eq. 5; its training draws are
+    `mdmkit.times.LogNormalTime`.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"expected 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
+            )
+        if not self.rho > 0:
+            raise ValueError(f"expected rho > 0, got {self.rho}")
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        sigma_edm = karras_sigma(t, self.sigma_min, self.sigma_max, self.rho)
+        return (-2 * sigma_edm.log()).clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)
+
+
+@attrs.frozen
+class Interpolated(VariancePreserving):
+    """A cosine of logsnr whose shift goes from that of `high` at t = 0 to that of `low` at t = 1.
+
+    `low` and `high` are the sides, in sides of level 0, that the cosine is made for: the shift of a ratio is
+    2 ln ratio, and a level above adds its own to both ends. Noise then hides layout late, as in a small
+    picture, and details early, as in a large one. *simple diffusion*, arXiv 2301.11093, its interpolated
+    schedule: `noise_d_low` and `noise_d_high`, divided by the side of the picture.
+    """
+
+    low: float = 0.5
+    high: float = 1.0
+    logsnr_max: float = 15.0
+    logsnr_min: float = -15.0
+
+    def __attrs_post_init__(self) -> None:
+        check_range(self.logsnr_min, self.logsnr_max)
+        if not 0 < self.low <= self.high:
+            raise ValueError(f"expected 0 < low <= high, got {self.low} and {self.high}")
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        shift = 2 * ((1 - t) * math.log(self.high) + t * math.log(self.low))
+        curve = cosine_logsnr(t, self.logsnr_max, self.logsnr_min) + shift
+        return curve.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)
+
+
+@attrs.frozen
 class LinearFlow:
     """A straight line from data to noise: alpha = 1 - t, sigma = t; alpha + sigma = 1, also after a shift.
 
@@ -170,6 +229,30 @@ class LinearFlow:
     def alpha_sigma_at(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise scale whose sum is 1: alpha / sigma = exp(logsnr / 2)."""
         return (logsnr / 2).sigmoid(), (-logsnr / 2).sigmoid()
+
+
+@attrs.frozen
+class ZeroTerminal(VariancePreserving):
+    """A schedule whose alpha is moved and stretched such that no signal is left at t = 1.
+
+    alpha' = (alpha - alpha(1)) alpha(0) / (alpha(0) - alpha(1)). What the cut-off leaves at t = 1 is logsnr
+    -`LOGSNR_LIMIT`, an alpha of 4.5e-5 (and a level's shift moves it), so that eps can still be turned into
+    x0. It changes schedules that end early: linear betas (-10.1), a cosine cut to a range; `Cosine` ends at
+    -19.84 by itself. *Common Diffusion Noise Schedules and Sample Steps are Flawed*, arXiv 2305.08891,
+    algorithm 1, which keeps the first entry of a table where this keeps t = 0.
+    """
+
+    schedule: NoiseSchedule = attrs.field(factory=DDPM)
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        # in float64: alpha - alpha(1) and 1 - alpha are differences of near equals at the ends
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device)
+        logsnr = self.schedule.logsnr(torch.cat([ends, t.double().flatten()]))
+        alpha, _ = self.alpha_sigma_at(logsnr.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT))
+        first, last, alpha = alpha[0], alpha[1], alpha[2:].view(t.shape)
+        kept = (alpha - last) * (first / (first - last))
+        logsnr = 2 * kept.log() - torch.log1p(-kept) - torch.log1p(kept)
+        return logsnr.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT).to(t.dtype)
 
 
 @attrs.frozen
@@ -242,64 +325,11 @@ def time_at(schedule: NoiseSchedule, logsnr: Tensor) -> Tensor:
     return torch.where(low == 0, 0.0, high)
 
 
-def squared_cosine_logsnr(t: Tensor) -> Tensor:
-    """logsnr of alpha_bar = f(t) / f(0), f(t) = cos^2((t + s) / (1 + s) * pi / 2); eq. 17."""
-    s = 0.008
-    quarter = math.pi / 2 / (1 + s)
-    # with theta = quarter (t + s): cos theta = sin(quarter (1 - t)), and
-    # 1 - alpha_bar = sin(theta - theta_0) sin(theta + theta_0) / f(0); no difference of near equals at either
-    # end
-    signal = torch.sin(quarter * (1 - t)).clamp(min=0)
-    noise = torch.sin(quarter * t) * torch.sin(quarter * (t + 2 * s))
-    return 2 * signal.log() - noise.log()
-
-
-def cosine_logsnr(u: Tensor, logsnr_max: float, logsnr_min: float) -> Tensor:
-    """-2 ln tan(a u + b), a and b such that it runs from `logsnr_max` to `logsnr_min`."""
-    b = math.atan(math.exp(-logsnr_max / 2))
-    a = math.atan(math.exp(-logsnr_min / 2)) - b
-    return -2 * torch.tan(a * u + b).log()
-
-
 def check_form(form: str) -> None:
     if form not in ("table", "continuous"):
         raise ValueError(f"expected form 'table' or 'continuous', got {form!r}")
 
 
-def interpolate(table: Tensor, t: Tensor) -> Tensor:
-    """Entries of `table` at `t * (len(table) - 1)`, linear between neighbours, in t's dtype and device."""
-    last = len(table) - 1
-    position = t * last
-    below = position.detach().floor().long().clamp(0, last - 1)
-    table = table.to(device=t.device, dtype=t.dtype)
-    # the form that gives the entry itself at both ends of a cell
-    share = position - below
-    return table[below] * (1 - share) + table[below + 1] * share
-
-
-def logsnr_of_betas(betas: Tensor) -> Tensor:
-    """logsnr at index 0 .. steps; gamma = cumulative products of 1 - beta, and gamma[0] = 1 (cut off)."""
-    log_gamma = torch.log1p(-betas).cumsum(0)
-    return with_clean(log_gamma - torch.log(-torch.expm1(log_gamma)))
-
-
-def with_clean(logsnr: Tensor) -> Tensor:
-    return torch.cat([torch.tensor([LOGSNR_LIMIT], dtype=logsnr.dtype), logsnr])
-
-
-@lru_cache(maxsize=16)
-def cosine_table(steps: int) -> Tensor:
-    edges = torch.arange(steps + 1, dtype=torch.float64) / steps
-    alpha_bar = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
-    return logsnr_of_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
-
-
-@lru_cache(maxsize=16)
-def linear_table(beta_start: float, beta_end: float, steps: int) -> Tensor:
-    return logsnr_of_betas(torch.linspace(beta_start, beta_end, steps, dtype=torch.float64))
-
-
-@lru_cache(maxsize=16)
-def cosine_logsnr_table(logsnr_max: float, logsnr_min: float, steps: int) -> Tensor:
-    u = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
-    return with_clean(cosine_logsnr(u, logsnr_max, logsnr_min))
+def check_range(logsnr_min: float, logsnr_max: float) -> None:
+    if not logsnr_min < logsnr_max:
+        raise ValueError(f"expected logsnr_min < logsnr_max, got {logsnr_min} and {logsnr_max}")

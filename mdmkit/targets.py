@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["SPACES", "PixelLoss", "convert", "from_x0_eps", "mse", "to_eps", "to_x0"]
+__all__ = ["SPACES", "PixelLoss", "convert", "from_x0_eps", "huber", "mse", "to_eps", "to_x0"]
 
 SPACES = ("x0", "eps", "v", "flow")
 
@@ -91,6 +91,21 @@ class PixelLoss(Protocol):
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared difference, pixel by pixel."""
     return (prediction - target) ** 2
+
+
+def huber(prediction: Tensor, target: Tensor, *, delta: float = 0.1) -> Tensor:
+    """Pseudo-Huber: the squared difference d^2 well below `delta`, 2 delta |d| well above.
+
+    2 delta^2 (sqrt(1 + (d / delta)^2) - 1), so that a few pixels that are far off pull no harder than 2 delta
+    each. A weighting keeps its meaning in another loss space for small errors only, since only squares follow
+    its conversion. ValueError where delta is not above 0. *Scheduled Pseudo-Huber Loss*, arXiv 2403.16728,
+    but with one delta for all times.
+    """
+    if not delta > 0:
+        raise ValueError(f"expected delta > 0, got {delta}")
+    square = (prediction - target) ** 2
+    # the root minus 1 loses every digit of a small difference
+    return 2 * square / (1 + (1 + square / delta**2).sqrt())
 
 
 def divide(numerator: Tensor, scale: Scale) -> Tensor:

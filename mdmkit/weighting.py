@@ -1,18 +1,17 @@
-"""Loss weights over logsnr, and the distribution of t in training."""
+"""Loss weights over logsnr, each in the space it is defined in, and the same weight in the other spaces."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Protocol, runtime_checkable
 
 import attrs
 import torch
 from torch import Tensor
 
-from mdmkit.streams import stream
 from mdmkit.targets import SPACES
 
-__all__ = ["TimeSampler", "Uniform", "UniformTime", "Weighting", "weight_in"]
+__all__ = ["P2", "EDMWeight", "MinSNR", "SigmoidWeight", "SoftMinSNR", "Uniform", "Weighting", "weight_in"]
 
 
 @runtime_checkable
@@ -21,7 +20,10 @@ class Weighting(Protocol):
 
     logsnr is that of the level, after its shift, and all that a weight sees. The released code's VDM weights
     are not of this kind: SNR(i - 1) / SNR(i) - 1 at the row's index i of the table, which tells how fast the
-    schedule falls there, before any shift, the same at every level, divided by the sum over the batch.
+    schedule falls there, before any shift, the same at every level, divided by the sum over the batch. Their
+    continuous form, d(-logsnr)/dt on the eps loss, is a density of t and not a weight: `Uniform("eps")` with
+    times of a uniform logsnr (`mdmkit.times.UniformLogSNR`) is the ELBO of *Variational Diffusion Models*,
+    arXiv 2107.00630, up to a constant, at every level at once.
     """
 
     @property
@@ -46,6 +48,119 @@ class Uniform:
         return torch.ones_like(logsnr)
 
 
+@attrs.frozen
+class MinSNR:
+    """min(SNR, gamma) on the x0 loss: clean pictures count no more than those at SNR = gamma.
+
+    The same is min(1, gamma / SNR) on the eps loss, min(SNR, gamma) / (1 + sqrt(SNR))^2 on flow and, where
+    alpha^2 + sigma^2 = 1, min(SNR, gamma) / (1 + SNR) on v. *Min-SNR*, arXiv 2303.09556.
+    """
+
+    gamma: float = 5.0
+
+    def __attrs_post_init__(self) -> None:
+        check_positive(gamma=self.gamma)
+
+    @property
+    def space(self) -> str:
+        return "x0"
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        return logsnr.clamp(max=math.log(self.gamma)).exp()
+
+
+@attrs.frozen
+class SoftMinSNR:
+    """SNR gamma / (SNR + gamma) on the x0 loss: half the harmonic mean of SNR and gamma, without a corner.
+
+    The same is gamma / (SNR + gamma) on the eps loss, which is `SigmoidWeight(b=ln gamma)`; with
+    alpha^2 + sigma^2 = 1 it is SNR gamma / ((SNR + gamma) (1 + SNR)) on v. In sigma_edm:
+    1 / (sigma^2 + 1 / gamma). *HDiT*, arXiv 2401.11605, with gamma = 4 there.
+    """
+
+    gamma: float = 4.0
+
+    def __attrs_post_init__(self) -> None:
+        check_positive(gamma=self.gamma)
+
+    @property
+    def space(self) -> str:
+        return "x0"
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        return self.gamma * (logsnr - math.log(self.gamma)).sigmoid()
+
+
+@attrs.frozen
+class SigmoidWeight:
+    """sigmoid(b - logsnr) on the eps loss: what is noisier than b counts alike, what is cleaner less.
+
+    The same is e^b sigmoid(logsnr - b) on the x0 loss, which is `SoftMinSNR(gamma=e^b)`; with
+    alpha^2 + sigma^2 = 1 it is sigmoid(b - logsnr) sigmoid(logsnr) on v. The papers weight an integral over
+    logsnr: take times of a uniform logsnr (`mdmkit.times.UniformLogSNR`) for just that; uniform t counts
+    more where the schedule falls slowly. *VDM++*, arXiv 2303.00848; *Simpler Diffusion*, arXiv 2410.19324.
+    """
+
+    b: float = 0.0
+
+    @property
+    def space(self) -> str:
+        return "eps"
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        return (self.b - logsnr).sigmoid()
+
+
+@attrs.frozen
+class EDMWeight:
+    """SNR + 1 / sigma_data^2 on the x0 loss, which is EDM's (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
+
+    The same is 1 + 1 / (SNR sigma_data^2) on the eps loss; with alpha^2 + sigma^2 = 1 it is
+    (SNR + 1 / sigma_data^2) / (1 + SNR) on v, so that sigma_data = 1 is weight 1 on v. `sigma_data`: the
+    standard deviation of the pictures' pixels, EDM's is 0.5. *EDM*, arXiv 2206.00364, table 1.
+    """
+
+    sigma_data: float = 0.5
+
+    def __attrs_post_init__(self) -> None:
+        check_positive(sigma_data=self.sigma_data)
+
+    @property
+    def space(self) -> str:
+        return "x0"
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        return logsnr.exp() + self.sigma_data**-2
+
+
+@attrs.frozen
+class P2:
+    """1 / (k + SNR)^gamma on the eps loss: clean pictures, whose noise is easily seen, count less.
+
+    The same is SNR / (k + SNR)^gamma on the x0 loss and, with alpha^2 + sigma^2 = 1,
+    SNR / ((1 + SNR) (k + SNR)^gamma) on v. k = 1, gamma = 1 is `SoftMinSNR(gamma=1)`. *P2*, arXiv 2204.00227.
+    """
+
+    k: float = 1.0
+    gamma: float = 1.0
+
+    def __attrs_post_init__(self) -> None:
+        check_positive(k=self.k, gamma=self.gamma)
+
+    @property
+    def space(self) -> str:
+        return "eps"
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        return (self.k + logsnr.exp()) ** -self.gamma
+
+
+def check_positive(**settings: float) -> None:
+    for name, value in settings.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"expected {name} > 0, got {value}")
+
+
 def weight_in(weighting: Weighting, logsnr: Tensor, alpha: Tensor, sigma: Tensor, loss_space: str) -> Tensor:
     """The weight that gives, on the squared loss in `loss_space`, what `weighting` means in its own space.
 
@@ -59,51 +174,3 @@ def weight_in(weighting: Weighting, logsnr: Tensor, alpha: Tensor, sigma: Tensor
         return weight
     error = {"x0": sigma, "eps": alpha, "v": alpha**2 + sigma**2, "flow": alpha + sigma}
     return weight * (error[weighting.space] / error[loss_space]) ** 2
-
-
-@runtime_checkable
-class TimeSampler(Protocol):
-    """The distribution of t in training."""
-
-    def draw(self, seed: int, step: int, positions: Sequence[int], batch: int) -> Tensor:
-        """t in (0, 1], float64, of the samples at `positions` of this step's global batch of `batch` samples.
-
-        A function of its arguments only: ranks draw their own positions and agree with one rank that draws
-        all.
-        """
-        ...
-
-    def density(self, t: Tensor) -> Tensor:
-        """The density of t on [0, 1]."""
-        ...
-
-
-@attrs.frozen
-class UniformTime:
-    """Uniform t.
-
-    `stratified`: each step has one draw in each of `batch` equal parts of [0, 1], in a random order.
-    Stratified draws have the same density and make the loss less noisy: *Variational Diffusion Models*,
-    arXiv 2107.00630, appendix I.1; the order is random so that no level of a mixed batch sees a part of the
-    times only.
-    """
-
-    stratified: bool = False
-
-    def draw(self, seed: int, step: int, positions: Sequence[int], batch: int) -> Tensor:
-        # 1 - u with u in [0, 1): t = 0 never comes, where x0 is known and eps cannot be
-        u = torch.tensor(
-            [stream(seed, step, int(p), "time").random() for p in positions], dtype=torch.float64
-        )
-        if not self.stratified:
-            return 1 - u
-        if positions and not 0 <= min(positions) <= max(positions) < batch:
-            raise ValueError(
-                f"expected positions in a batch of {batch}, got {min(positions)} .. {max(positions)}"
-            )
-        order = stream(seed, step, "time", "order").permutation(batch)
-        part = torch.tensor([order[p] for p in positions], dtype=torch.float64)
-        return (part + (1 - u)) / batch
-
-    def density(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)

@@ -145,6 +145,14 @@ def test_the_recipe_may_have_a_negative_prompt(tmp_path: Path) -> None:
     assert not equal(pipeline(list(PROMPTS), negative_prompt="", generator=seeded(0)).images, ours)
 
 
+def test_the_whole_process_travels(tmp_path: Path) -> None:
+    process = ("diffusion.shift_power=0.0", "diffusion.signal_scale=0.5", 'diffusion.schedule="sigmoid"')
+    mine = model(tmp_path, *process, 'diffusion.prediction="x0"')
+    ours = sampled(mine, tmp_path / "out", PROMPTS)
+    pipeline = load_pipeline(exported(mine, tmp_path / "diffusers"))
+    assert equal(pipeline(list(PROMPTS), generator=seeded(0)).images, ours)
+
+
 def test_without_guidance_no_unconditional_row_is_evaluated(
     pipeline: MatryoshkaPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,8 @@ def registry() -> Registry:
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder to run examples in: `runs/quickstart` after one step, the recipes, files that blocks name."""
     folder = tmp_path_factory.mktemp("desk")
+    # brings diffusers in, beside a torchvision that cannot load its operators too
+    importlib.import_module("mdmkit.diffusers_pipeline")
     (folder / "recipes").symlink_to(ROOT / "recipes")
     before, modules, path = Path.cwd(), set(sys.modules), list(sys.path)
     os.environ["MDMKIT_PLUGINS"] = ""

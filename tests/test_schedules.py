@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import importlib
 import math
+import warnings
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +15,21 @@ from safetensors.torch import load_file
 from mdmkit import schedules
 from mdmkit.schedules import (
     DDPM,
+    EDM,
     LOGSNR_LIMIT,
     Cosine,
     CosineLogSNR,
+    Interpolated,
     LinearFlow,
     NoiseSchedule,
     Shifted,
     Sigmoid,
+    ZeroTerminal,
     level_shift,
     shift_levels,
     time_at,
 )
+from mdmkit.torchvision_ops import declare
 from tests.golden import golden_case
 
 ALL = {
@@ -34,6 +41,12 @@ ALL = {
     "cosine_logsnr continuous": CosineLogSNR(form="continuous"),
     "sigmoid": Sigmoid(),
     "sigmoid steep": Sigmoid(start=0.0, end=3.0, tau=0.3),
+    "edm": EDM(),
+    "edm narrow": EDM(sigma_min=0.01, sigma_max=10.0, rho=1.0),
+    "interpolated": Interpolated(),
+    "interpolated wide": Interpolated(low=0.1, high=2.0),
+    "zero_terminal": ZeroTerminal(),
+    "zero_terminal cosine_logsnr": ZeroTerminal(CosineLogSNR(form="continuous")),
     "linear_flow": LinearFlow(),
 }
 every = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL.keys())
@@ -153,6 +166,58 @@ def test_the_shift_in_numbers():
         level_shift((16, 64, 64), 64)
 
 
+@pytest.fixture(scope="module")
+def diffusers() -> Any:
+    """The schedulers of diffusers."""
+    declare()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs: of what they import
+        return pytest.importorskip("diffusers.schedulers", exc_type=ImportError)
+
+
+def test_karras_levels_are_those_of_diffusers(diffusers: Any):
+    theirs = diffusers.EDMEulerScheduler(sigma_min=0.01, sigma_max=20.0, rho=5.0)
+    theirs.set_timesteps(101)
+    alpha, sigma = EDM(sigma_min=0.01, sigma_max=20.0, rho=5.0).alpha_sigma(grid[10::10].flip(0))
+    # the 101st is t = 0, clean here
+    torch.testing.assert_close(sigma / alpha, theirs.sigmas[:100].double(), rtol=1e-5, atol=0)
+    assert EDM().logsnr(grid[[0, -1]]).exp().rsqrt().tolist() == pytest.approx([0.002, 80.0])
+
+
+def test_interpolated_runs_from_the_shift_of_one_side_to_that_of_another():
+    def shifted(noise_d: float, image_d: float) -> torch.Tensor:
+        b = math.atan(math.exp(-7.5))
+        a = math.atan(math.exp(7.5)) - b
+        return -2 * torch.tan(a * grid + b).log() + 2 * math.log(noise_d / image_d)
+
+    at_noise, at_data = shifted(32, 128), shifted(256, 128)
+    expected = (grid * at_noise + (1 - grid) * at_data).clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)
+    torch.testing.assert_close(Interpolated(low=0.25, high=2.0).logsnr(grid), expected)
+    plain = CosineLogSNR(logsnr_max=15, logsnr_min=-15, form="continuous")
+    same = Interpolated(low=0.5, high=0.5).logsnr(grid), Shifted(plain, 2 * math.log(0.5)).logsnr(grid)
+    torch.testing.assert_close(*same)
+
+
+def test_a_zero_terminal_table_is_that_of_diffusers(diffusers: Any):
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    rescale = importlib.import_module(diffusers.DDIMScheduler.__module__).rescale_zero_terminal_snr
+    theirs = torch.cumprod(1 - rescale(betas), 0).sqrt()
+    alpha, sigma = ZeroTerminal(DDPM()).alpha_sigma(grid[1:])
+    # theirs keeps index 1 and ours index 0, which are (1 - alpha_1) alpha_T apart
+    torch.testing.assert_close(alpha[:-1], theirs[:-1], rtol=0, atol=4e-7)
+    assert theirs[-1] == 0
+    assert 2 * float(alpha[-1].log() - sigma[-1].log()) == pytest.approx(-LOGSNR_LIMIT)
+    for schedule in (DDPM(), CosineLogSNR(form="continuous")):
+        kept, before = (each.logsnr(grid[:1]) for each in (ZeroTerminal(schedule), schedule))
+        torch.testing.assert_close(kept, before, rtol=0, atol=1e-6)
+
+
+def test_what_ends_at_the_cut_off_is_hardly_changed_by_zero_terminal():
+    schedule = Cosine(form="continuous")
+    before, after = (each.alpha_sigma(grid)[0] for each in (schedule, ZeroTerminal(schedule)))
+    torch.testing.assert_close(after, before, rtol=0, atol=5e-5)
+
+
 def test_wrong_settings_say_what_was_expected():
     with pytest.raises(ValueError, match="expected form 'table' or 'continuous', got 'tabel'"):
         Cosine(form="tabel")
@@ -160,6 +225,14 @@ def test_wrong_settings_say_what_was_expected():
         CosineLogSNR(logsnr_max=-6.0)
     with pytest.raises(ValueError, match="expected start < end"):
         Sigmoid(start=4.0)
+    with pytest.raises(ValueError, match=r"expected 0 < sigma_min < sigma_max, got 2.0 and 1.0"):
+        EDM(sigma_min=2.0, sigma_max=1.0)
+    with pytest.raises(ValueError, match=r"expected rho > 0, got 0.0"):
+        EDM(rho=0.0)
+    with pytest.raises(ValueError, match=r"expected 0 < low <= high, got 2.0 and 1.0"):
+        Interpolated(low=2.0)
+    with pytest.raises(ValueError, match=r"expected logsnr_min < logsnr_max, got -15.0 and -16.0"):
+        Interpolated(logsnr_max=-16.0)
 
 
 @pytest.mark.golden

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mdmkit.schedules import DDPM, Cosine
-from mdmkit.targets import SPACES, convert, from_x0_eps, mse, to_eps, to_x0
+from mdmkit.targets import SPACES, convert, from_x0_eps, huber, mse, to_eps, to_x0
 from tests.golden import golden_case
 
 scales = st.floats(1e-3, 5.0)
@@ -67,6 +67,30 @@ def test_an_unknown_space_lists_the_known_ones():
 def test_mse_is_per_pixel():
     prediction, target = draw(1)
     torch.testing.assert_close(mse(prediction, target), (prediction - target).square(), rtol=0, atol=0)
+
+
+@given(seed=st.integers(0, 99), delta=st.floats(1e-3, 10.0))
+def test_huber_is_the_formula_and_lies_under_both_its_limits(seed: int, delta: float):
+    prediction, target = draw(seed)
+    d = (prediction - target).abs()
+    got = huber(prediction, target, delta=delta)
+    torch.testing.assert_close(got, 2 * delta**2 * ((1 + (d / delta) ** 2).sqrt() - 1), rtol=1e-6, atol=1e-9)
+    assert (got <= mse(prediction, target)).all()
+    assert (got <= 2 * delta * d).all()
+
+
+def test_huber_is_squared_near_zero_and_straight_far_away():
+    zero = torch.zeros(3)
+    near = torch.tensor([1e-6, -3e-5, 1e-4])  # float32: a root minus 1 would be 0
+    torch.testing.assert_close(huber(near, zero, delta=0.1), near.square(), rtol=1e-5, atol=0)
+    far = torch.tensor([1e3, -1e4, 1e5])
+    torch.testing.assert_close(huber(far, zero, delta=0.1), 0.2 * far.abs(), rtol=1e-3, atol=0)
+    far.requires_grad_()
+    huber(far, zero, delta=0.1).sum().backward()
+    assert far.grad is not None
+    torch.testing.assert_close(far.grad, torch.tensor([0.2, -0.2, 0.2]), rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match=r"expected delta > 0, got 0.0"):
+        huber(near, zero, delta=0.0)
 
 
 @pytest.mark.golden

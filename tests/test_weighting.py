@@ -1,13 +1,24 @@
 from __future__ import annotations
 
-import numpy as np
+import math
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mdmkit.targets import SPACES, convert
-from mdmkit.weighting import TimeSampler, Uniform, UniformTime, Weighting, weight_in
+from mdmkit.weighting import (
+    P2,
+    EDMWeight,
+    MinSNR,
+    SigmoidWeight,
+    SoftMinSNR,
+    Uniform,
+    Weighting,
+    weight_in,
+)
 
 spaces = st.sampled_from(SPACES)
 wide = torch.float64
@@ -38,39 +49,92 @@ def test_uniform_without_a_space_is_one_wherever_the_loss_is():
         Uniform(space="noise")
 
 
-stratified = pytest.mark.parametrize("sampler", [UniformTime(), UniformTime(stratified=True)])
+def in_every_space(on_x0: torch.Tensor, snr: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a weight on the x0 loss is elsewhere, as the papers say it: |x0 error|^2 = |eps error|^2 / SNR,
+    |v error|^2 = (1 + SNR) |x0 error|^2, |flow error|^2 = (1 + sqrt(SNR))^2 |x0 error|^2."""
+    return {"x0": on_x0, "eps": on_x0 / snr, "v": on_x0 / (1 + snr), "flow": on_x0 / (1 + snr.sqrt()) ** 2}
 
 
-@stratified
-@given(seed=st.integers(0, 2**40), step=st.integers(0, 2**40), batch=st.integers(1, 33), data=st.data())
-def test_parts_of_a_batch_draw_what_the_whole_batch_draws(
-    sampler: UniformTime, seed: int, step: int, batch: int, data: st.DataObject
-):
-    everything = sampler.draw(seed, step, list(range(batch)), batch)
-    part = data.draw(st.lists(st.integers(0, batch - 1), unique=True))
-    torch.testing.assert_close(sampler.draw(seed, step, part, batch), everything[part], rtol=0, atol=0)
-    assert everything.dtype == wide
-    assert ((everything > 0) & (everything <= 1)).all()
-    assert isinstance(sampler, TimeSampler)
+WEIGHTS: dict[str, tuple[Weighting, Any]] = {
+    # what each docstring says: on x0, and on v
+    "min_snr": (MinSNR(), lambda snr: (snr.clamp(max=5), snr.clamp(max=5) / (snr + 1))),
+    "min_snr low": (MinSNR(0.3), lambda snr: (snr.clamp(max=0.3), snr.clamp(max=0.3) / (snr + 1))),
+    "soft_min_snr": (
+        SoftMinSNR(4.0),
+        lambda snr: (1 / (1 / snr + 1 / 4), snr * 4 / ((snr + 4) * (1 + snr))),
+    ),
+    "sigmoid": (
+        SigmoidWeight(-2.0),
+        lambda snr: (
+            math.exp(-2) * (snr.log() + 2).sigmoid(),
+            (-2 - snr.log()).sigmoid() * snr.log().sigmoid(),
+        ),
+    ),
+    "edm": (
+        EDMWeight(0.5),
+        lambda snr: ((1 / snr + 0.25) / (0.25 / snr), (snr + 4) / (1 + snr)),
+    ),
+    "p2": (
+        P2(0.5, 0.7),
+        lambda snr: (snr / (0.5 + snr) ** 0.7, snr / ((1 + snr) * (0.5 + snr) ** 0.7)),
+    ),
+}
+each = pytest.mark.parametrize(("weighting", "said"), WEIGHTS.values(), ids=WEIGHTS.keys())
+steps = torch.linspace(-18, 18, 73, dtype=wide)
 
 
-@stratified
-def test_times_are_uniform_and_differ_by_seed_step_and_position(sampler: UniformTime):
-    t = torch.stack([sampler.draw(0, step, range(40), 40) for step in range(60)]).numpy()
-    assert len(np.unique(t)) == t.size
-    # the density is 1: the quantiles of 2400 draws are the numbers themselves, to five standard errors
-    assert np.abs(np.quantile(t, [0.1, 0.5, 0.9]) - [0.1, 0.5, 0.9]).max() < 0.05
-    # also at one place of the batch, so that a level that trains the first rows only misses no times
-    assert abs(t[:, 0].mean() - 0.5) < 5 * 0.29 / 60**0.5
-    assert (sampler.density(torch.rand(3)) == 1).all()
+@each
+@pytest.mark.parametrize("space", SPACES)
+def test_a_weight_is_what_its_docstring_says_in_every_space(weighting: Weighting, said: Any, space: str):
+    alpha, sigma = steps.sigmoid().sqrt(), (-steps).sigmoid().sqrt()
+    on_x0, on_v = said(steps.exp())
+    expected = in_every_space(on_x0, steps.exp())
+    torch.testing.assert_close(on_v, expected["v"], rtol=1e-9, atol=0)
+    got = weight_in(weighting, steps, alpha, sigma, space)
+    torch.testing.assert_close(got, expected[space], rtol=1e-9, atol=0)
 
 
-@given(seed=st.integers(0, 99), batch=st.integers(1, 50))
-def test_stratified_draws_have_one_in_each_part(seed: int, batch: int):
-    t = UniformTime(stratified=True).draw(seed, 3, range(batch), batch)
-    assert torch.equal((t * batch).ceil().long().sort().values, torch.arange(1, batch + 1))
+@each
+def test_only_v_depends_on_the_family(weighting: Weighting, said: Any):
+    alpha, sigma = (steps / 2).sigmoid(), (-steps / 2).sigmoid()  # alpha + sigma = 1
+    expected = in_every_space(said(steps.exp())[0], steps.exp())
+    for space in ("x0", "eps", "flow"):
+        torch.testing.assert_close(
+            weight_in(weighting, steps, alpha, sigma, space), expected[space], rtol=1e-9, atol=0
+        )
 
 
-def test_stratified_positions_must_be_in_the_batch():
-    with pytest.raises(ValueError, match=r"expected positions in a batch of 4, got 0 \.\. 4"):
-        UniformTime(stratified=True).draw(0, 0, [0, 4], 4)
+@each
+def test_float32_is_enough_for_a_weight(weighting: Weighting, said: Any):
+    narrow = weighting.weight(steps.float())
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.double(), weighting.weight(steps), rtol=1e-5, atol=0)
+
+
+@given(b=st.floats(-6, 6))
+def test_weights_that_are_one(b: float):
+    scales = steps.sigmoid().sqrt(), (-steps).sigmoid().sqrt()
+
+    def same(one: Weighting, other: Weighting) -> None:
+        for space in SPACES:
+            ours, theirs = (weight_in(each, steps, *scales, space) for each in (one, other))
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
+
+    same(SigmoidWeight(b), SoftMinSNR(math.exp(b)))
+    same(EDMWeight(1.0), Uniform("v"))
+    same(P2(1.0, 1.0), SoftMinSNR(1.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MinSNR(0.0), "expected gamma > 0, got 0.0"),
+        (lambda: SoftMinSNR(-1.0), "expected gamma > 0, got -1.0"),
+        (lambda: EDMWeight(0.0), "expected sigma_data > 0, got 0.0"),
+        (lambda: P2(k=0.0), "expected k > 0, got 0.0"),
+        (lambda: P2(gamma=math.inf), "expected gamma > 0, got inf"),
+    ],
+)
+def test_wrong_settings_of_a_weight_say_what_was_expected(make: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,9 @@ from mdmkit.divisors import check_divides
 
 from .zero import zeroed
 
-__all__ = ["Attend", "ImageAttention", "TextLayer", "sdpa"]
+__all__ = ["Attend", "ImageAttention", "KeysValues", "TextLayer", "sdpa"]
+
+KeysValues: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Attend(Protocol):
@@ -51,8 +53,9 @@ def join_heads(x: Tensor) -> Tensor:
 class ImageAttention(nn.Module):
     """Self-attention over pixels, plus cross-attention to text by the same queries, plus an optional MLP.
 
-    x (B, C, H, W), text (B, L, cond_width) or None, mask (B, L) bool or None; returns (B, C, H, W). Starts as
-    the identity. Source: Gu et al. 2024 (2310.15111), released networks.
+    x (B, C, H, W), text (B, L, cond_width), or what `keys_values` made of it, or None, mask (B, L) bool or
+    None; returns (B, C, H, W). Starts as the identity. Source: Gu et al. 2024 (2310.15111), released
+    networks.
     """
 
     def __init__(
@@ -91,16 +94,27 @@ class ImageAttention(nn.Module):
     def extra_repr(self) -> str:
         return f"channels={self.channels}, heads={self.heads}"
 
+    def keys_values(self, text: Tensor) -> KeysValues | None:
+        """Keys and values of a text (B, L, cond_width), (B, N, L, D) each; None where it is not looked at."""
+        if self.text_kv is None or self.text_norm is None:
+            return None
+        k, v = (split_heads(part, self.heads) for part in self.text_kv(self.text_norm(text)).chunk(2, -1))
+        return k, v
+
     def forward(
-        self, x: Tensor, text: Tensor | None = None, mask: Tensor | None = None, attend: Attend = sdpa
+        self,
+        x: Tensor,
+        text: Tensor | KeysValues | None = None,
+        mask: Tensor | None = None,
+        attend: Attend = sdpa,
     ) -> Tensor:
         shape = x.shape
         x = x.flatten(2)
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(self.norm(x).mT).chunk(3, -1))
         out = attend(q, k, v, None)
-        if self.text_kv is not None and self.text_norm is not None and text is not None:
-            k, v = (split_heads(part, self.heads) for part in self.text_kv(self.text_norm(text)).chunk(2, -1))
-            out = out + attend(q, k, v, mask)
+        known = self.keys_values(text) if isinstance(text, Tensor) else text
+        if known is not None:
+            out = out + attend(q, *known, mask)
         x = x + self.out(join_heads(out)).mT
         if self.ffn is not None:
             h = self.ffn["up"](self.ffn["norm"](x).mT)

@@ -185,8 +185,8 @@ class UNetCore(UNet):
             emb = emb + text.pooled
         x, skips = self.go_down(z, emb, carried, text, run)
         if self.middle is not None:
-            features, mask = self.seen(text)
+            seen = self.seen(text)
             for j in range(len(self.middle.blocks)):
-                x = self.middle.step(j, x, emb, features, mask, run)
+                x = self.middle.step(j, x, emb, seen, run)
         x = self.go_up(x, emb, skips, text, run)
         return self.head(x), x

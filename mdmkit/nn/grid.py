@@ -13,7 +13,7 @@ from mdmkit.divisors import grid_multiple, grid_problems, triples
 from mdmkit.grid import grid_side
 
 from .blocks import Downsample, Upsample
-from .unet import Running, Stage, per_stage
+from .unet import Running, Stage, Text, per_stage
 from .video import TemporalAttention, TemporalDownsample, TemporalUpsample
 
 __all__ = ["Grid", "GridStage"]
@@ -34,9 +34,7 @@ class GridStage(Stage):
         self.temporal = nn.ModuleList(nn.ModuleList(layers) for layers in temporal)
         self.frames = frames
 
-    def step(
-        self, j: int, x: Tensor, emb: Tensor, text: Tensor | None, mask: Tensor | None, run: Running
-    ) -> Tensor:
+    def step(self, j: int, x: Tensor, emb: Tensor, text: Text | None, run: Running) -> Tensor:
         x = run(self.blocks[j], x, emb.repeat_interleave(self.frames, 0))
         for layer in self.temporal[j]:  # pyright: ignore[reportGeneralTypeIssues]
             x = run(layer, x, emb, self.frames, run.attend)

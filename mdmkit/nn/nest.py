@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from torch import Tensor, nn
 
-from .attention import Attend, sdpa
+from .attention import Attend, ImageAttention, sdpa
 from .core import TextPath
 from .shell import Encoded
 from .unet import Running, Stage, Text
@@ -112,12 +112,14 @@ class NestedUNet(nn.Module):
         cond: Tensor | None = None,
         cond_mask: Tensor | None = None,
         micros: Mapping[str, Tensor] | None = None,
+        *,
+        text: Text | None = None,
     ) -> tuple[Tensor, ...]:
         """Predictions of the first len(z) levels, low resolution to high.
 
         z[r] (B_r, 3, H_r, W_r) with B = B_0 >= B_1 >= ...: the first B_r rows of the batch; t (B,) in [0, 1];
-        cond (B, L, D), cond_mask (B, L) bool, True: a token; micros: (B,) each. Returns tensors shaped like
-        z.
+        cond (B, L, D), cond_mask (B, L) bool, True: a token; micros: (B,) each. text: what `read` made of
+        cond, in its place. Returns tensors shaped like z.
 
         Raises ValueError for more levels than there are, more rows outside than inside, resolutions that do
         not fit the shells' ratios, text of a wrong width, or micro-conditioning that no level reads.
@@ -126,7 +128,8 @@ class NestedUNet(nn.Module):
         core, shells = self.parts()
         shells = shells[: len(z) - 1]
         run = Running(self.attend, self.use_checkpoint)
-        text = core.read(cond, cond_mask, run)
+        if text is None:
+            text = core.read(cond, cond_mask, run)
 
         def rows(count: int) -> dict:
             few = None if micros is None else {key: value[:count] for key, value in micros.items()}
@@ -145,6 +148,19 @@ class NestedUNet(nn.Module):
             prediction, features = shell.decode(encoded.pop(), features[: len(z_r)], run)
             predictions.append(prediction)
         return tuple(predictions)
+
+    def read(self, cond: Tensor | None, cond_mask: Tensor | None = None) -> Text | None:
+        """What does not change over the steps of sampling: the prepared text, its keys and values.
+
+        To be given to `forward` as `text`, for the same rows; the numbers are those of giving it cond.
+        """
+        core, _ = self.parts()
+        text = core.read(cond, cond_mask, Running(self.attend))
+        if text is None:
+            return None
+        layers = [module for module in self.modules() if isinstance(module, ImageAttention)]
+        known = {layer: layer.keys_values(text.features) for layer in layers}
+        return text._replace(kept={layer: kv for layer, kv in known.items() if kv is not None})
 
     def parts(self) -> tuple[Core, list[Shell]]:
         """The core and the shells around it."""

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mdmkit.divisors import check_divides
 
-from .attention import Attend, ImageAttention, sdpa
+from .attention import Attend, ImageAttention, KeysValues, sdpa
 from .blocks import Downsample, Upsample
 from .embed import Embedding
 from .zero import zeroed
@@ -22,15 +22,27 @@ __all__ = ["Running", "Stage", "Text", "UNet", "pair"]
 
 
 class Text(NamedTuple):
-    """What the core made of the text: features (B, L, D), their mask (B, L), a vector for the embedding."""
+    """What the core made of the text: features (B, L, D), their mask (B, L), a vector for the embedding.
+
+    `kept`: keys and values of attention layers, computed before; by the layer.
+    """
 
     features: Tensor
     mask: Tensor | None
     pooled: Tensor | None
+    kept: Mapping[nn.Module, KeysValues] | None = None
 
     def rows(self, count: int) -> Text:
         """Of the first `count` rows of the batch."""
-        return Text(*(None if part is None else part[:count] for part in self))  # pyright: ignore[reportArgumentType]
+        if count == len(self.features):
+            return self
+        mask, pooled = (None if part is None else part[:count] for part in (self.mask, self.pooled))
+        kept = self.kept and {layer: (k[:count], v[:count]) for layer, (k, v) in self.kept.items()}
+        return Text(self.features[:count], mask, pooled, kept)
+
+    def of(self, layer: nn.Module) -> Tensor | KeysValues:
+        """What a layer attends to: its keys and values where they are kept, else the features."""
+        return self.features if self.kept is None else self.kept.get(layer, self.features)
 
 
 class Running(NamedTuple):
@@ -76,13 +88,12 @@ class Stage(nn.Module):
         self.attention = nn.ModuleList(nn.ModuleList(layers) for layers in attention)
         self.resample = resample
 
-    def step(
-        self, j: int, x: Tensor, emb: Tensor, text: Tensor | None, mask: Tensor | None, run: Running
-    ) -> Tensor:
+    def step(self, j: int, x: Tensor, emb: Tensor, text: Text | None, run: Running) -> Tensor:
         """The j-th residual block and the attention layers behind it."""
         x = run(self.blocks[j], x, emb)
         for layer in self.attention[j]:  # pyright: ignore[reportGeneralTypeIssues]
-            x = run(layer, x, text, mask, run.attend)
+            seen, mask = (None, None) if text is None else (text.of(layer), text.mask)
+            x = run(layer, x, seen, mask, run.attend)
         return x
 
     def onward(self, x: Tensor) -> Tensor:
@@ -228,12 +239,12 @@ class UNet(nn.Module):
         if carried is not None:
             few = len(carried)
             x = x + carried if few == len(x) else torch.cat([x[:few] + carried, x[few:]])
-        features, mask = self.seen(text)
+        text = self.seen(text)
         skips = [x]
         for stage in self.down:
             assert isinstance(stage, Stage)
             for j in range(len(stage.blocks)):
-                x = stage.step(j, x, emb, features, mask, run)
+                x = stage.step(j, x, emb, text, run)
                 skips.append(x)
             if stage.resample is not None:
                 x = stage.onward(x)
@@ -242,12 +253,12 @@ class UNet(nn.Module):
 
     def go_up(self, x: Tensor, emb: Tensor, skips: list[Tensor], text: Text | None, run: Running) -> Tensor:
         """From the features of the lowest stage to those of the highest."""
-        features, mask = self.seen(text)
+        text = self.seen(text)
         skips = list(skips)
         for stage in reversed(self.up):  # pyright: ignore[reportArgumentType, reportCallIssue]
             assert isinstance(stage, Stage)
             for j in range(len(stage.blocks)):
-                x = stage.step(j, torch.cat([x, skips.pop()], 1), emb, features, mask, run)
+                x = stage.step(j, torch.cat([x, skips.pop()], 1), emb, text, run)
             x = stage.onward(x)
         return x
 
@@ -255,11 +266,9 @@ class UNet(nn.Module):
         """The prediction that a level makes of its features."""
         return self.conv_out(F.silu(self.norm_out(x)))
 
-    def seen(self, text: Text | None) -> tuple[Tensor | None, Tensor | None]:
-        """The text features, and their mask, as the cross-attention of this level sees them."""
-        if text is None:
-            return None, None
-        return text.features, text.mask if self.masked_cross_attention else None
+    def seen(self, text: Text | None) -> Text | None:
+        """The text as the cross-attention of this level sees it."""
+        return text if text is None or self.masked_cross_attention else text._replace(mask=None)
 
     def check_size(self, z: Tensor) -> None:
         """ValueError where the strides (or frames in a grid) do not divide a picture's sides."""

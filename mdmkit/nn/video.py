@@ -23,18 +23,17 @@ __all__ = ["Rotary", "TemporalAttention", "TemporalDownsample", "TemporalUpsampl
 class Rotary(nn.Module):
     """Turns queries and keys (..., L, D) by their place in the sequence, pair by pair of their numbers.
 
-    The frequencies are the usual 10000^(-2 k / D), kept beside the weights: released models bring their own.
+    The frequencies are the usual 10000^(-2 k / D). They are a parameter that is not trained: released models
+    bring their own, and a model folder holds parameters.
     Source: RoFormer, Su et al. 2021 (2104.09864), equation 34.
     """
-
-    freqs: Tensor
 
     def __init__(
         self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
         k = torch.arange(0, dim, 2, device=device, dtype=dtype or torch.get_default_dtype())
-        self.register_buffer("freqs", 10_000.0 ** (-k / dim))
+        self.freqs = nn.Parameter(10_000.0 ** (-k / dim), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         place = torch.arange(x.shape[-2], device=x.device, dtype=self.freqs.dtype)

@@ -24,7 +24,8 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind("noise_schedule", "how signal and noise mix over t", "mdmkit.schedules:NoiseSchedule"),
         Kind("weighting", "the loss weight over logsnr", "mdmkit.weighting:Weighting"),
-        Kind("time_sampler", "the distribution of t in training", "mdmkit.weighting:TimeSampler"),
+        Kind("time_sampler", "the distribution of t in training", "mdmkit.times:TimeSampler",
+             ("schedule",)),
         Kind("loss", "the pixel-wise distance of prediction and target", "mdmkit.targets:PixelLoss",
              function=True),
         Kind("block", "a residual block of a U-Net", "mdmkit.nn.blocks:Block",

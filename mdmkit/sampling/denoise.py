@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.nn import NestedUNet
+from mdmkit.nn.unet import Text
 from mdmkit.pyramid import Pyramid
 from mdmkit.targets import divide, to_eps, to_x0
 
@@ -59,7 +61,8 @@ class Denoiser:
     `nest(z, t, cond, cond_mask, micros)` predicts in `diffusion.prediction` (`mdmkit.nn.NestedUNet`).
     `cond (B, L, D)`, `cond_mask (B, L)`: the text of the B pictures; `uncond`, `uncond_mask`: of the empty
     text, B rows or one for all, any length; `micros`: values of shape (B,) by name. Predictions are turned
-    into x0 and eps in the dtype of `z`, whatever precision the network ran in.
+    into x0 and eps in the dtype of `z`, whatever precision the network ran in. Of a `NestedUNet` the weights
+    must stay as they are while it is used: what it makes of the text is kept.
     """
 
     def __init__(
@@ -78,11 +81,13 @@ class Denoiser:
         self.cond, self.cond_mask = cond, cond_mask
         self.uncond, self.uncond_mask = uncond, uncond_mask
         self.micros = micros
+        self.readings: dict[str, Text | None] = {}
 
     def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
         """The conditional answer."""
         t = times(at, len(z[0]), z[0].device)
-        predictions = self.nest(tuple(z), t, cond=self.cond, cond_mask=self.cond_mask, micros=self.micros)
+        text = self.text("cond", self.cond, self.cond_mask)
+        predictions = self.nest(tuple(z), t, micros=self.micros, **text)
         return from_space(predictions, z, at, self.diffusion.prediction)
 
     def both(self, z: Sequence[Tensor], at: NoiseLevel) -> tuple[Denoised, Denoised]:
@@ -95,17 +100,26 @@ class Denoiser:
                 "guidance needs both a condition and its absence: give the denoiser cond and uncond"
             )
         rows = len(z[0])
-        cond, cond_mask = stack_texts(
-            (self.cond, self.cond_mask), expand_rows(self.uncond, self.uncond_mask, rows=rows)
-        )
+        texts = (self.cond, self.cond_mask), expand_rows(self.uncond, self.uncond_mask, rows=rows)
         twice = tuple(torch.cat([level, level]) for level in z)
         t = times(at, 2 * rows, z[0].device)
         micros = self.micros and {key: torch.cat([value, value]) for key, value in self.micros.items()}
-        predictions = self.nest(twice, t, cond=cond, cond_mask=cond_mask, micros=micros)
+        predictions = self.nest(twice, t, micros=micros, **self.text("both", *stack_texts(*texts)))
         return (
             from_space([prediction[:rows] for prediction in predictions], z, at, self.diffusion.prediction),
             from_space([prediction[rows:] for prediction in predictions], z, at, self.diffusion.prediction),
         )
+
+    def text(self, name: str, cond: Tensor | None, cond_mask: Tensor | None) -> dict[str, Any]:
+        """The text as the network is told it; a nest reads it once, and not at every step.
+
+        Where gradients are wanted, it reads anew.
+        """
+        if not isinstance(self.nest, NestedUNet) or torch.is_grad_enabled():
+            return {"cond": cond, "cond_mask": cond_mask}
+        if name not in self.readings:
+            self.readings[name] = self.nest.read(cond, cond_mask)
+        return {"text": self.readings[name]}
 
     def plain(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
         """The conditional answer."""

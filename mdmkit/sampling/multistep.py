@@ -23,6 +23,7 @@ from .rules import Noise, check_eta, fresh_noise
 __all__ = ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "lms", "unipc"]
 
 Seen = deque[tuple[NoiseLevel, Pyramid]]  # noise levels and predictions there, the newest first
+Terms = list[tuple[float, Tensor]]  # weights and predictions
 
 
 def dpmpp_2m(denoise: Denoise, z: Pyramid, path: Sequence[NoiseLevel], noise: Noise) -> Pyramid:
@@ -39,23 +40,7 @@ def dpmpp_2m_sde(
     name; at eta = 0 nothing is drawn and it is DPM-Solver++(2M). Raises ValueError where eta is outside
     [0, 1].
     """
-    check_eta(eta)
-    seen: Seen = deque(maxlen=2)
-    for step, (now, after) in enumerate(pairwise(path)):
-        seen.appendleft((now, denoise(z, now).x0))
-        moved = []
-        for level in range(len(z)):
-            h = half_step(now, after, level)
-            m0 = -math.expm1(-(1 + eta) * h)
-            terms = [(m0, newest(seen, level))]
-            if len(seen) == 2 and math.isfinite(h):
-                # D + (D - D_before) / (2 r): the slope between the last two points, over half of this step
-                slope = m0 / 2 * h / half_step(seen[1][0], now, level)
-                terms = [(m0 + slope, newest(seen, level)), (-slope, seen[1][1][level])]
-            there = move(z[level], now, after, level, terms, eta=eta)
-            moved.append(there + fresh_noise(after, step, level, noise, sde_share(h, eta)))
-        z = tuple(moved)
-    return z
+    return dpmpp_sde(denoise, z, path, noise, eta=eta, past=2, midpoint=True)
 
 
 def dpmpp_3m_sde(
@@ -68,16 +53,30 @@ def dpmpp_3m_sde(
     its quadratic term and are of second order, so that this is not what they compute. Raises ValueError where
     eta is outside [0, 1].
     """
+    return dpmpp_sde(denoise, z, path, noise, eta=eta, past=3, midpoint=False)
+
+
+def dpmpp_sde(
+    denoise: Denoise,
+    z: Pyramid,
+    path: Sequence[NoiseLevel],
+    noise: Noise,
+    *,
+    eta: float,
+    past: int,
+    midpoint: bool,
+) -> Pyramid:
+    """Multistep DPM-Solver++ that looks at `past` predictions; see `predicted`."""
     check_eta(eta)
-    seen: Seen = deque(maxlen=3)
+    seen: Seen = deque(maxlen=past)
     for step, (now, after) in enumerate(pairwise(path)):
         seen.appendleft((now, denoise(z, now).x0))
         moved = []
         for level in range(len(z)):
-            h = half_step(now, after, level)
-            terms = known(seen, level, h, eta=eta) if math.isfinite(h) else [(1.0, newest(seen, level))]
+            terms = predicted(list(seen), after, level, eta=eta, midpoint=midpoint)
+            fresh = -math.expm1(-2 * eta * half_step(now, after, level)) if eta else 0.0
             there = move(z[level], now, after, level, terms, eta=eta)
-            moved.append(there + fresh_noise(after, step, level, noise, sde_share(h, eta)))
+            moved.append(there + fresh_noise(after, step, level, noise, fresh))
         z = tuple(moved)
     return z
 
@@ -143,22 +142,35 @@ def unipc(
     return z
 
 
-def predicted(seen: Sequence[tuple[NoiseLevel, Pyramid]], after: NoiseLevel, level: int) -> list:
-    """The terms of UniPC's predictor: of orders 1 and 2 those of DPM-Solver++, then the exact polynomial."""
+def predicted(
+    seen: Sequence[tuple[NoiseLevel, Pyramid]],
+    after: NoiseLevel,
+    level: int,
+    *,
+    eta: float = 0.0,
+    midpoint: bool = True,
+) -> Terms:
+    """Weights and predictions of a step to `after`: of the polynomial through all that were seen.
+
+    `midpoint`: two are taken as DPM-Solver++(2M) and UniPC take them, the line between them read off in the
+    middle of the step and not integrated. To the clean picture it goes by the newest alone.
+    """
     now = seen[0][0]
     h = half_step(now, after, level)
     if not math.isfinite(h):
         return [(1.0, seen[0][1][level])]
     nodes = [half_step(now, at, level) / h for at, _ in seen]
-    m0 = -math.expm1(-h)
-    half = [m0 * (1 - 0.5 / nodes[1]), 0.5 * m0 / nodes[1]] if len(seen) == 2 else None
-    weights = half or exact_weights(nodes, h)
+    if midpoint and len(seen) == 2:
+        m0 = -math.expm1(-(1 + eta) * h)
+        weights = [m0 - m0 / 2 / nodes[1], m0 / 2 / nodes[1]]
+    else:
+        weights = exact_weights(nodes, (1 + eta) * h)
     return [(weight, x0[level]) for weight, (_, x0) in zip(weights, seen, strict=True)]
 
 
 def corrected(
     seen: Sequence[tuple[NoiseLevel, Pyramid]], now: NoiseLevel, x0: Pyramid, level: int
-) -> list:
+) -> Terms:
     """The terms of UniPC's corrector, for the step that came to `now`: with the prediction made there."""
     start = seen[0][0]
     h = half_step(start, now, level)
@@ -168,22 +180,6 @@ def corrected(
     nodes = [*(half_step(start, at, level) / h for at, _ in seen), 1.0]
     weights = exact_weights(nodes, h)
     return [(w, d[level]) for w, d in zip(weights, [*(said for _, said in seen), x0], strict=True)]
-
-
-def newest(seen: Seen, level: int) -> Tensor:
-    return seen[0][1][level]
-
-
-def sde_share(h: float, eta: float) -> float:
-    """The part of the next noise variance that is drawn anew: `1 - e^{-2 eta h}`."""
-    return -math.expm1(-2 * eta * h) if eta else 0.0
-
-
-def known(seen: Seen, level: int, h: float, *, eta: float) -> list[tuple[float, Tensor]]:
-    """The terms of the polynomial through all that is known."""
-    now = seen[0][0]
-    weights = exact_weights([half_step(now, at, level) / h for at, _ in seen], (1 + eta) * h)
-    return [(weight, x0[level]) for weight, (_, x0) in zip(weights, seen, strict=True)]
 
 
 def sigma_edm(at: NoiseLevel, level: int) -> float:

@@ -10,6 +10,7 @@ import torch
 
 from mdmkit.diffusion import Diffusion
 from mdmkit.schedules import time_at
+from mdmkit.tables import karras_sigma
 
 __all__ = [
     "Spacing",
@@ -91,9 +92,9 @@ def karras(
     """
     check_steps(steps)
     check_sigmas(sigma_min, sigma_max)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    sigmas = [(high + (low - high) * k / max(steps - 1, 1)) ** rho for k in range(steps)]
-    return times_of([-2 * math.log(sigma) for sigma in sigmas], diffusion)
+    share = 1 - torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
+    sigmas = karras_sigma(share, sigma_min, sigma_max, rho)
+    return times_of((-2 * sigmas.log()).tolist(), diffusion)
 
 
 def poly_exponential(

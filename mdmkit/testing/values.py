@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .subject import Subject
+from .subject import Subject, load
 
 __all__ = ["growth", "loss", "noise_schedule", "resolution_sampler", "time_sampler", "weighting"]
 
@@ -67,7 +67,7 @@ def _close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
 
 
 def weighting(it: Subject) -> None:
-    """A weight is finite, not negative, and says on the loss in which space it stands."""
+    """A weight is finite, not negative, a function of logsnr, and says in which space its loss stands."""
     weight = it.build()
     known = f"expected one of {', '.join(SPACES)}, or None where it holds in all"
     it.must(weight.space in (None, *SPACES), f"space is {weight.space!r}, {known}")
@@ -80,11 +80,13 @@ def weighting(it: Subject) -> None:
         if bad.any():
             it.breaks(f"weight is {word} at logsnr = {float(logsnr[bad][0]):.4g}")
     it.must((got > 0).any(), "weight is zero everywhere")
+    alone = torch.stack([weight.weight(x) for x in logsnr[::20]])
+    it.must(_close(alone, got[::20]), "the weight at a logsnr depends on the others beside it")
 
 
 def time_sampler(it: Subject) -> None:
     """Draws lie in [0, 1], follow `density`, and depend on (seed, step, position, batch) only."""
-    times = it.build()
+    times = it.build(schedule=load("mdmkit.schedules:Cosine")())
     everyone = list(range(DRAWS))
     t = it.attempt("draw(seed, step, positions, batch)", lambda: times.draw(0, 1, everyone, DRAWS))
     it.must(t.shape == (DRAWS,), f"draw of {DRAWS} positions has shape {tuple(t.shape)}")

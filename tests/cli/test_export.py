@@ -296,7 +296,11 @@ def test_a_released_file_comes_back_as_it_was(name: str, tmp_path: Path) -> None
 
 @pytest.mark.golden
 @pytest.mark.parametrize(
-    "case", ["unet_plain", "unet_lmhead_masked", "nested2_normed", "nested2_outer_attn", "nested3"]
+    "case",
+    [
+        *("unet_plain", "unet_lmhead_masked", "nested2_normed", "nested2_outer_attn", "nested3"),
+        *("temporal", "temporal_spatial_ds"),
+    ],
 )
 def test_recorded_networks_come_back_as_they_were(case: str, tmp_path: Path) -> None:
     config = json.loads((golden_case(case) / "config.json").read_text())

@@ -51,8 +51,9 @@ def test_importing_imports_nothing_heavy(module: str) -> None:
 
 
 def test_components_import_only_torch() -> None:
-    values = ["schedules", "targets", "weighting", "pyramid", "resolutions", "growth", "diffusion", "streams"]
-    rooms = [*values, "nn", "text", "data", "sampling", "train.loop", "train.state", "evaluate.report"]
+    values = ["schedules", "targets", "weighting", "times", "pyramid", "resolutions", "growth", "diffusion"]
+    rooms = [*values, "streams", "nn", "text", "data", "sampling"]
+    rooms += ["train.loop", "train.state", "evaluate.report"]
     heavy = heavy_after("\n".join(f"import mdmkit.{room}" for room in rooms))
     # what only some components need comes when they are used
     assert set(heavy) - {"torch", "numpy", "PIL"} == set()

@@ -21,6 +21,7 @@ from mdmkit.plugins import load_registry
 from mdmkit.recipe import Recipe, load, loads
 from mdmkit.recipe.emit import write
 from tests.golden import golden_case
+from tests.train import tiny
 
 from . import released
 
@@ -67,6 +68,15 @@ def test_the_released_networks_have_their_parameters(name: str, tmp_path: Path):
     recipe = recipe_of(translate(read_yaml(path).values, text_width=2048))
     nest = assemble.nest(recipe, REGISTRY, device="meta")
     assert sum(p.numel() for p in nest.parameters()) == released.PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", released.NAMES)
+def test_the_recipe_of_a_released_config_passes_the_check(name: str, tmp_path: Path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(write(translate(released.config(name), text_width=2048).recipe), encoding="utf-8")
+    answer = tiny.here("check", "--build", path)
+    assert answer.code == 0, answer.err
+    assert f" {released.PARAMETERS[name]:,} " in answer.out
 
 
 @pytest.mark.parametrize("name", released.NAMES)

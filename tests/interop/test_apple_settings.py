@@ -28,6 +28,8 @@ NETWORKS = [
     "nested2_outer_attn",
     "nested2_ratio4",
     "nested3",
+    "temporal",
+    "temporal_spatial_ds",
 ]
 PROCESSES = ["sample_unet", "sample_nested2", "loss_unet", "loss_nested2", "train_step", "checkpoint_unet"]
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: x + 0.0)
@@ -212,12 +214,26 @@ DIFFERENT: dict[str, tuple[list[dict[str, Any]], int | None, str]] = {
         "in the released networks the core's setting holds for every level",
     ),
 }
+FRAMES = {"layout": "grid", "strides": ((2, 1, 1),) * 2, "channels": (32, 32, 32), "attention": (0, 0, 0)}
+DIFFERENT |= {
+    "frames": (
+        [core(), shell(**FRAMES, frames=16)],
+        40,
+        "model.levels[1].frames: 16; a released network of these levels has 4",
+    ),
+    "strides in time": (
+        [core(), shell(**FRAMES | {"strides": ((4, 1, 1),)}, frames=4)],
+        40,
+        "model.levels[1].strides: [[4, 1, 1]]; the released networks halve frames at each stage",
+    ),
+}
 ALIKE: dict[str, tuple[list[dict[str, Any]], int | None]] = {
     "as they are": ([core(), shell()], 40),
     "two said out loud": ([core(strides=(2,)), shell(strides=((2, 2),))], 40),
     "no attention to have heads": ([core(), shell(heads=4, norm_groups=16)], 40),
     "no text": ([core(cond_width=None, pooled_text=False)], None),
     "attention outside": ([core(cond_width=40), shell(attention=(0, 1))], 40),
+    "frames": ([core(), shell(**FRAMES, frames=4)], 40),
     "masks nobody looks at": ([core(), shell(masked_cross_attention=False)], 40),
 }
 

@@ -363,3 +363,31 @@ def test_parameter_counts_of_the_released_networks():
 
 def test_running_is_what_calls_a_block():
     assert Running()(nn.Identity(), torch.ones(1)).item() == 1
+
+
+@given(
+    seed=seeds,
+    masked=st.booleans(),
+    layers=st.integers(0, 1),
+    rows=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+def test_text_that_was_read_before_gives_the_same_numbers(
+    seed: int, masked: bool, layers: int, rows: tuple[int, int]
+):
+    inside = core(masked_cross_attention=masked, text_layers=layers)
+    made = NestedUNet(inside, [shell(inside, attention=1, cond_width=inside.cond_width)])
+    stir(made, seed)
+    count = max(rows), min(rows)
+    z, given_ = pictures(count, seed=seed), told(count[0], seed)
+    text = made.read(given_.pop("cond"), given_.pop("cond_mask"))
+    assert text is not None
+    assert text.kept is not None
+    assert len(text.kept) == sum(getattr(m, "text_kv", None) is not None for m in made.modules()) > 4
+    again = told(count[0], seed)
+    for mine, same in zip(made(z, **given_, text=text), made(z, **again), strict=True):
+        assert torch.equal(mine, same)
+
+
+def test_what_reads_no_text_has_nothing_to_keep():
+    free = nest(2, cond_dim=None)
+    assert free.read(None) is None

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mdmkit.diffusion import Diffusion
-from mdmkit.sampling import CFG, Denoised, Denoiser, Guidance
+from mdmkit.nn import NestedUNet, UNetCore
+from mdmkit.nn.attention import ImageAttention
+from mdmkit.sampling import CFG, Denoised, Denoiser, Guidance, Interval, ddim
 from mdmkit.schedules import Cosine, shift_levels
 from mdmkit.targets import SPACES, from_x0_eps
 
@@ -134,3 +136,41 @@ def test_inner_levels_alone_and_low_precision_predictions():
     answer = whole((noise(0, 1, 3, 4, 4).float(),), whole.diffusion.at(0.5))
     assert len(answer.x0) == 1
     assert answer.x0[0].dtype == answer.eps[0].dtype == torch.float32
+
+
+def test_a_nest_reads_its_text_once_a_picture(monkeypatch: pytest.MonkeyPatch):
+    """Of 6 steps, some with guidance and some without: the text path and each layer's keys run twice."""
+    core = UNetCore(channels=[8, 8], blocks=1, attention=[0, 1], heads=2, norm_groups=2, cond_dim=6)
+    nest = NestedUNet(core, [])
+    with torch.no_grad():
+        for p in nest.parameters():
+            p.copy_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    calls = {"text": 0, "keys": 0}
+
+    def counted(name: str, method):
+        def call(*args, **given):
+            calls[name] += 1
+            return method(*args, **given)
+
+        return call
+
+    assert core.text is not None
+    monkeypatch.setattr(core.text, "forward", counted("text", core.text.forward))
+    layers = [m for m in nest.modules() if isinstance(m, ImageAttention)]
+    for layer in layers:
+        assert layer.text_kv is not None
+        monkeypatch.setattr(layer.text_kv, "forward", counted("keys", layer.text_kv.forward))
+    cond, uncond = torch.randn(2, 5, 6), torch.randn(1, 3, 6)
+    z, one = (torch.randn(2, 3, 8, 8),), Diffusion(schedules[:1])
+
+    def drawn(**given) -> Tensor:
+        denoise = Interval((-2.0, 2.0)).wrap(CFG(3.0).wrap(Denoiser(nest, one, cond=cond, uncond=uncond)))
+        path = [one.at(1 - k / 6) for k in range(7)]
+        return ddim(denoise, z, path, lambda step, level: z[level])[0]
+
+    with torch.no_grad():
+        once = drawn()
+    assert calls == {"text": 2, "keys": 2 * len(layers)}
+    every = drawn()  # with gradients it is read at each step
+    assert calls == {"text": 2 + 6, "keys": (2 + 6) * len(layers)}
+    assert torch.equal(once, every)

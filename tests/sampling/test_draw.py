@@ -74,9 +74,9 @@ def test_the_text_of_the_released_sampler_is_as_long_as_prompt_and_negative_prom
     nest = nest_of(masked=False)
     forward = nest.forward
 
-    def watch(z: Any, t: Any, cond: Any = None, **told: Any) -> Any:
-        seen.append((len(cond), cond.shape[1]))
-        return forward(z, t, cond=cond, **told)
+    def watch(z: Any, t: Any, text: Any = None, **told: Any) -> Any:
+        seen.append(tuple(text.features.shape[:2]))
+        return forward(z, t, text=text, **told)
 
     nest.forward = watch  # type: ignore[method-assign]
     drawn(nest, encoder(), ["abc", "abcde", "xyz"], negative="1234", batch=3)

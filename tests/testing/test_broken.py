@@ -44,6 +44,7 @@ OBJECTS = [
     ("noise_schedule", "Plain", "DropsTheShift", r"is off logsnr by"),
     ("weighting", "Plain", "NegativeWeight", r"weight is negative at logsnr = -20"),
     ("weighting", "Plain", "SpacelessWeight", r"space is 'velocity', expected one of x0, eps, v, flow"),
+    ("weighting", "Plain", "NormalisedWeight", r"the weight at a logsnr depends on the others beside it"),
     ("time_sampler", "Plain", "OtherDensity", r"draws do not follow density: KS distance"),
     ("time_sampler", "Plain", "UnnormalisedDensity", r"density integrates to 2, expected 1"),
     (

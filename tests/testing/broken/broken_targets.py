@@ -97,8 +97,18 @@ class SpacelessWeight:
         return torch.ones_like(logsnr)
 
 
+class NormalisedWeight:
+    space = "eps"
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        return logsnr.exp() / logsnr.exp().sum()
+
+
 class Times:
     """Good uniform times, the base of the broken ones."""
+
+    def __init__(self, *, schedule: object) -> None:
+        self.schedule = schedule
 
     def draw(self, seed: int, step: int, positions: Sequence[int], batch: int) -> Tensor:
         draws = np.random.Generator(np.random.Philox(key=1000 * seed + step)).random(batch)
