@@ -257,3 +257,18 @@ def test_what_cannot_join_is_refused():
     for value in (math.inf, math.nan):
         with pytest.raises(ValueError, match=f"expected a finite logsnr for outer_from, got {value}"):
             draw(outer_from=value)
+
+
+def test_noise_of_a_time_that_is_gone_through_twice_is_drawn_twice():
+    """The inner level runs on beyond the join and goes back: the same fresh noise would count double."""
+    process = Diffusion(shift_levels(Cosine(), [32, 64]))
+    fresh: list[Tensor] = []
+
+    def watch(denoise: Any, z: Any, path: Sequence[NoiseLevel], noise: Any) -> Any:
+        fresh.append(noise(len(path) - 2 if not fresh else 1, 0).flatten())  # 0.625 to 0.53, to 0.5
+        return z
+
+    sample_pyramid(
+        Gaussian(0.0, 1.0), process, [(3, 32, 32), (3, 64, 64)], [0], rule=watch, steps=8, outer_from=-2.0
+    )
+    assert abs(float(torch.corrcoef(torch.stack(fresh))[0, 1])) < 0.1
