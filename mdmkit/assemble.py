@@ -212,6 +212,7 @@ def drawing(recipe: Recipe, registry: Registry) -> Drawing:
         threshold=threshold(recipe, registry),
         guidance=tuple(guidance(recipe, registry)),
         steps=recipe.sample.steps,
+        outer_from=recipe.sample.outer_from,
     )
 
 

@@ -13,6 +13,7 @@ from mdmkit.errors import WrongInput
 
 from .open_model import Model, Weights, check_weights, open_model
 from .options import Plugins, Sets
+from .sample_edit import Canvas, Init, Low, Mask, Sources, Strength, ToPrompt, ToSeed
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,13 @@ def command(
     seed: Annotated[
         int | None, typer.Option(help="picture i has seed + i; the recipe's where not given")
     ] = None,
+    init: Init = None,
+    strength: Strength = None,
+    mask: Mask = None,
+    low: Low = None,
+    to_seed: ToSeed = None,
+    to_prompt: ToPrompt = None,
+    canvas: Canvas = None,
     out: Annotated[
         Path | None, typer.Option(help="a folder for the pictures; MODEL/drawn where not given")
     ] = None,
@@ -64,6 +72,7 @@ def command(
         raise WrongInput(
             f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'"
         )
+    sources = Sources(init, strength, mask, low, to_seed, to_prompt, canvas)
     given = {"sample.steps": steps, "sample.seed": seed}
     overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
     folder, recipe, registry = open_model(model, overrides, plugins, allow_pipe=True)  # no data is read
@@ -75,7 +84,15 @@ def command(
         raise WrongInput(
             f"sample --intermediate: expected 0 to {most}, fewer than the steps, got {intermediate}"
         )
-    refuse_text(recipe, {"--prompt": prompt, "--negative-prompt": negative_prompt, "--features": features})
+    refuse_text(
+        recipe,
+        {
+            "--prompt": prompt,
+            "--negative-prompt": negative_prompt,
+            "--to-prompt": to_prompt,
+            "--features": features,
+        },
+    )
     conditions = conditions_of(features, recipe) if features else None
     if conditions is not None:
         prompts = [f"row {row}" for row in range(conditions.pictures)]
@@ -84,12 +101,16 @@ def command(
         prompts = list(prompt or (recipe.sample.prompts if recipe.text else ()))
     if not prompts and recipe.text is not None:
         raise WrongInput("sample: give at least one --prompt (the recipe has no sample.prompts)")
-    captions = [caption for caption in prompts or [""] for _ in range(count)]
+    prompts = prompts or [""]
+    sources.check_way(prompts, count)
+    captions = sources.captions(prompts, count)
+    seeds = sources.seeds(recipe.sample.seed, len(prompts), count)
     negative = recipe.sample.negative_prompt if negative_prompt is None else negative_prompt
     target = out or free_name(model, "drawn")
     refuse_full(target)
     device = pick_device(recipe.run.device)
-    resolutions = assemble.resolutions(recipe, levels)
+    resolutions, windows = sources.windows(assemble.resolutions(recipe, levels), recipe)
+    start, known = sources.pictures(resolutions, recipe)
     kept: dict[int, dict[int, tuple[torch.Tensor, ...]]] = {}
     wanted = {round((i + 1) * recipe.sample.steps / (intermediate + 1)) for i in range(intermediate)}
 
@@ -105,6 +126,8 @@ def command(
         )
         try:
             with autocast(recipe.run.precision, device):
+                if to_prompt is not None:
+                    conditions = sources.conditions(text, prompts[0], negative, count)
                 pyramids = draw(
                     nest,
                     text,
@@ -115,6 +138,10 @@ def command(
                     negative=negative,
                     conditions=conditions,
                     seed=recipe.sample.seed,
+                    seeds=seeds,
+                    start=start,
+                    known=known,
+                    windows=windows,
                     batch=recipe.sample.batch,
                     device=device,
                     noise_device=noise_device,
@@ -129,11 +156,14 @@ def command(
             save_grid(path, [pyramid[r].cpu() for pyramid in pyramids], captions)
             print(path)
             for step, rows in sorted(kept.items()):
+                if len(rows[0]) <= r:
+                    continue  # before this level joined
                 way = target / f"grid-level-{r}-{height}x{width}-after-{step:04d}.png"
                 save_grid(way, [rows[i][r] for i in range(len(rows))], captions)
                 print(way)
         for i, pyramid in enumerate(pyramids):
-            save_picture(target / f"picture-{recipe.sample.seed + i:05d}.png", pyramid[-1].cpu())
+            number = recipe.sample.seed + i if seeds is None else i
+            save_picture(target / f"picture-{number:05d}.png", pyramid[-1].cpu())
     print(f"{len(pyramids)} pictures in {target}", file=sys.stderr)
 
 

@@ -111,6 +111,14 @@ def prompts_need_text(sample: Sample, text: Use | None) -> Iterator[Problem]:
         yield Problem("sample.negative_prompt", "nothing leads away from it; add sample.guidance")
 
 
+def levels_that_join_are_averaged(sample: Sample, model: Model) -> Iterator[Problem]:
+    """An outer level joins by what its pooled picture says; where frames are picked it is another picture."""
+    if sample.outer_from is not None and any(
+        getattr(level.network.settings, "frames", 1) > 1 for level in model.levels
+    ):
+        yield Problem("sample.outer_from", "is for pictures, not for grids of frames; leave it out")
+
+
 def core_and_text_agree(model: Model, text: Use | None) -> Iterator[Problem]:
     """The core is built for features of the width that the text encoder's settings say."""
     if text is not None and not isinstance(getattr(text.settings, "width", None), int):
@@ -204,6 +212,7 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     steps_stand_once,
     micro_batches_divide,
     prompts_need_text,
+    levels_that_join_are_averaged,
     core_and_text_agree,
     padding_is_the_same_for_all,
     guidance_needs_dropout,

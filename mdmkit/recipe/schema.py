@@ -111,6 +111,9 @@ class Sample:
     rule: Use = slot("sampler", "ddim", "the update rule")
     steps: int = opt(50, "denoising steps", ge=1)
     spacing: Use = slot("spacing", "uniform_t", "which times the rule visits")
+    outer_from: float | None = opt(
+        None, "an outer level runs from this logsnr of its own on; all from the start where not given"
+    )
     guidance: tuple[Use, ...] = slot("guidance", (), "applied in order")
     threshold: Use = slot("threshold", "clip", "keeps predicted pictures in range")
     prompts: tuple[str, ...] = opt((), "captions of the sample grid; from the data where empty")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Conditions", "Encode", "encoded", "read", "stored"]
+__all__ = ["Conditions", "Encode", "between", "encoded", "read", "stored"]
 
 Encode = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 
@@ -98,6 +98,38 @@ def stored(
     for first in range(0, len(cond), batch):
         indices = list(range(first, min(first + batch, len(cond))))
         yield indices, whole.rows(indices, device)
+
+
+def between(ends: Conditions, weights: Sequence[float]) -> Conditions:
+    """Texts on the way from the first to the second row of `ends`: a row for each weight in [0, 1].
+
+    Features are averaged token by token; at 0 and 1 they are the ends as they are. On the way the shorter
+    text's last token stands against what the longer one has more, so that where lengths differ the first step
+    from the end with the shorter one is a larger one. Raises ValueError where there are not two rows, or for
+    a weight outside [0, 1].
+    """
+    if ends.pictures != 2 or ends.cond is None:
+        raise ValueError(f"expected two texts to go between, got {ends.pictures}")
+    if odd := [weight for weight in weights if not 0 <= weight <= 1]:
+        raise ValueError(f"expected weights in [0, 1], from the first text to the second, got {odd[0]}")
+    mask = ends.cond_mask
+    if mask is None:
+        mask = torch.ones(ends.cond.shape[:2], dtype=torch.bool, device=ends.cond.device)
+    mask = mask.bool()
+    length = torch.arange(mask.shape[1], device=mask.device)
+    last = (mask * length).amax(1)
+    first, second = (x[torch.where(m, length, n)] for x, m, n in zip(ends.cond, mask, last, strict=True))
+    rows = {0.0: mask[0], 1.0: mask[1]}
+    both = mask.any(0)
+    away = [x if x is None else x[:1].expand(len(weights), *x.shape[1:]) for x in ends[2:]]
+    return Conditions(
+        # padding is zero for the networks that look at it
+        torch.stack([
+            torch.lerp(first, second, w) * rows.get(w, both).unsqueeze(-1) for w in weights
+        ]),
+        torch.stack([rows.get(w, both) for w in weights]),
+        *away,
+    )
 
 
 def read(file: Path) -> Conditions:

@@ -13,9 +13,9 @@ from mdmkit.diffusion import Diffusion, NoiseLevel
 from mdmkit.nn import NestedUNet
 from mdmkit.nn.unet import Text
 from mdmkit.pyramid import Pyramid
-from mdmkit.targets import to_eps, to_x0
+from mdmkit.targets import divide, to_eps, to_x0
 
-__all__ = ["Answers", "Denoise", "Denoised", "Denoiser", "PairedDenoise", "from_space"]
+__all__ = ["Answers", "Denoise", "Denoised", "Denoiser", "PairedDenoise", "from_space", "with_x0"]
 
 
 class Denoised(NamedTuple):
@@ -138,6 +138,18 @@ def from_space(said: Sequence[Tensor], z: Sequence[Tensor], at: NoiseLevel, spac
         for level, (value, noisy) in enumerate(zip(said, z, strict=True))
     ]
     return Denoised(tuple(to_x0(*level) for level in levels), tuple(to_eps(*level) for level in levels))
+
+
+def with_x0(said: Denoised, x0: Pyramid, at: NoiseLevel) -> Denoised:
+    """What is said with another picture, and eps moved along, so that both still lead to the same z.
+
+    An eps that belongs to another x0 (CFG++ renoises with the unconditional one) is moved by as much.
+    """
+    levels = enumerate(zip(said.x0, x0, said.eps, strict=True))
+    eps = tuple(
+        eps + divide(at.alpha[r] * (before - after), at.sigma[r]) for r, (before, after, eps) in levels
+    )
+    return Denoised(x0, eps)
 
 
 def times(at: NoiseLevel, rows: int, device: torch.device) -> Tensor:

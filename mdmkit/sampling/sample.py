@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.diffusion import Diffusion, NoiseLevel, mixed
 from mdmkit.pyramid import Pyramid
 from mdmkit.streams import normal
 
 from .brownian import BrownianPath
+from .coarse import join, phases, times_from
 from .denoise import Denoise, Denoised
-from .rules import Rule, ddim
+from .edit import Known, Start
+from .rules import Noise, Rule, ddim
+from .seeds import Seed, noise_of
 from .spacing import Spacing, uniform_t
 from .threshold import Threshold, clip, thresholded
 
@@ -30,13 +34,16 @@ def sample_pyramid(
     denoise: Denoise,
     diffusion: Diffusion,
     shapes: Sequence[Sequence[int]],
-    seeds: Sequence[int],
+    seeds: Sequence[Seed],
     *,
     rule: Rule = ddim,
     steps: int = 50,
     spacing: Spacing = uniform_t,
     threshold: Threshold = clip,
     levels: int | None = None,
+    outer_from: float | None = None,
+    start: Start | None = None,
+    known: Known | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     noise_device: torch.device | str | None = None,
@@ -44,13 +51,17 @@ def sample_pyramid(
 ) -> Pyramid:
     """Pictures of `seeds`, one a seed, at every level, low to high: `(len(seeds), *shapes[r])`.
 
-    `denoise`: a `Denoiser`, guided or not (`CFG(scale).wrap(denoiser)`). `shapes`: (C, H, W) or (C, F, H, W)
+    `denoise`: a `Denoiser`, guided or not (`CFG(scale).wrap(denoiser)`). `seeds`: numbers, or places between
+    two of them (`Between`). `shapes`: (C, H, W) or (C, F, H, W)
     a level, low to high. `levels`: draw the innermost levels only, at their cost. All noise of a picture is a
     function of its seed, the level and the noise levels of a step (`BrownianPath`), so that a picture depends
     neither on its batch nor on the levels around, and more steps go nearer to the same picture.
+    `outer_from`: an outer level does not run until its logsnr is that (`mdmkit.sampling.coarse`); the rule
+    starts anew whenever one joins. Good where the inner levels were trained alone too. `start`: begin with
+    these pictures, made noisy; `known`: what is known of the result (`mdmkit.sampling.edit`).
     `noise_device`: where noise is drawn, `device` if not given; "cpu" gives the same noise on every device.
     `callback(evaluation, at, denoised)` sees every intermediate prediction, guided and thresholded.
-    Raises ValueError where levels do not fit or a spacing does not fall to 0.
+    Raises ValueError where levels do not fit, a spacing does not fall to 0 or a level would never join.
     """
     levels = len(shapes) if levels is None else levels
     if not 1 <= levels <= min(len(shapes), diffusion.levels):
@@ -59,29 +70,75 @@ def sample_pyramid(
     times = spacing(steps, diffusion)
     if times[-1] != 0 or times[0] > 1 or any(now <= after for now, after in pairwise(times)):
         raise ValueError(f"expected times that fall from at most 1 to 0, got {times}")
-    path = [diffusion.at(t) for t in times]
+    if start is not None:
+        start.check(shapes[:levels], len(seeds))
+        if start.strength < 1:
+            times = times_from(times, start.strength)
+    if known is not None:
+        known.check(shapes[:levels], len(seeds))
+    parts = phases(times, diffusion, shapes[:levels], outer_from)
 
     source = device if noise_device is None else noise_device
     where: dict[str, Any] = {"device": source, "dtype": dtype}
 
-    def first(level: int) -> Tensor:
-        rows = [normal(tuple(shapes[level]), int(seed), 0, level, "sample", **where) for seed in seeds]
-        return torch.stack(rows).to(device)
+    def drawn(level: int, purpose: str, part: int = 0) -> Tensor:
+        def of(number: int) -> Tensor:
+            return normal(tuple(shapes[level]), number, part, level, purpose, **where)
 
-    paths = [
-        [BrownianPath(tuple(shapes[level]), int(seed), level, "path", **where) for seed in seeds]
-        for level in range(levels)
-    ]
+        return torch.stack([noise_of(seed, of) for seed in seeds]).to(device)
+
+    wrapped = thresholded(denoise, threshold, diffusion)
+    observed = observe(wrapped if known is None else known.wrap(wrapped, diffusion), callback, diffusion)
+    z: Pyramid = ()
+    at = diffusion.at(times[0])
+    for number, part in enumerate(parts):
+        path = [diffusion.at(t) for t in part.times]
+        if number == 0:
+            z = first(at, tuple(drawn(level, "sample") for level in range(part.levels)), start, diffusion)
+        else:
+            fresh = partial(drawn, purpose="join", part=number)
+            z = join(z, drawn(len(z), "sample"), fresh, at, path[0], diffusion)
+        z = rule(observed, z, path, path_noise(path, shapes, seeds, number, device, where))
+        at = path[-1]
+    return diffusion.pictures(z)
+
+
+def first(at: NoiseLevel, noise: Pyramid, start: Start | None, diffusion: Diffusion) -> Pyramid:
+    """Where a trajectory begins: noise, as of data of unit variance, or noisy pictures."""
+    levels = list(zip(at.alpha, at.sigma, noise, strict=False))
+    if start is None or start.strength == 1:
+        # 1 for variance-preserving schedules wherever it starts
+        return tuple(math.hypot(alpha, sigma) * eps for alpha, sigma, eps in levels)
+    x0 = diffusion.scaled([picture.to(noise[0]) for picture in start.pictures])
+    return tuple(
+        mixed(x, eps, alpha, sigma) for x, (alpha, sigma, eps) in zip(x0, levels, strict=False)
+    )
+
+
+def path_noise(
+    path: Sequence[NoiseLevel],
+    shapes: Sequence[Sequence[int]],
+    seeds: Sequence[Seed],
+    part: int,
+    device: torch.device | str,
+    where: Mapping[str, Any],
+) -> Noise:
+    """The fresh noise of a part of a trajectory; parts overlap in time, so that each has its own."""
+    name = "path" if part == 0 else f"path {part}"
+    walks: dict[tuple[int, int], BrownianPath] = {}
 
     def noise(step: int, level: int) -> Tensor:
         now, after = path[step].logsnr[level], path[step + 1].logsnr[level]
-        return torch.stack([row.increment(now, after) for row in paths[level]]).to(device)
 
-    # data of unit variance at each level; 1 for variance-preserving schedules wherever the path starts
-    start = [math.hypot(path[0].alpha[level], path[0].sigma[level]) for level in range(levels)]
-    z = tuple(start[level] * first(level) for level in range(levels))
-    observed = observe(thresholded(denoise, threshold, diffusion), callback, diffusion)
-    return diffusion.pictures(rule(observed, z, path, noise))
+        def of(number: int) -> Tensor:
+            key = number, level
+            if key not in walks:
+                walks[key] = BrownianPath(tuple(shapes[level]), *key, name, **where)
+            return walks[key].increment(now, after)
+
+        return torch.stack([noise_of(seed, of) for seed in seeds]).to(device)
+
+    return noise
 
 
 def observe(denoise: Denoise, callback: Callback | None, diffusion: Diffusion) -> Denoise:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from mdmkit.diffusion import Diffusion, NoiseLevel
-from mdmkit.targets import divide
 
-from .denoise import Denoise, Denoised
+from .denoise import Denoise, Denoised, with_x0
 
 __all__ = ["Threshold", "clip", "dynamic", "dynamic_if", "none", "thresholded"]
 
@@ -66,8 +65,7 @@ def quantile_rows(values: Tensor, quantile: float) -> Tensor:
 def thresholded(denoise: Denoise, threshold: Threshold, diffusion: Diffusion) -> Denoise:
     """A denoiser whose x0 is thresholded, and whose eps is moved along, so that both still lead to `z`.
 
-    The threshold sees pictures, whatever they are scaled by in the process. An eps that belongs to another x0
-    (CFG++ renoises with the unconditional one) is moved by as much.
+    The threshold sees pictures, whatever they are scaled by in the process.
     """
     if threshold is none:
         return denoise
@@ -75,10 +73,6 @@ def thresholded(denoise: Denoise, threshold: Threshold, diffusion: Diffusion) ->
     def denoise_in_range(z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
         said = denoise(z, at)
         x0 = diffusion.scaled(tuple(threshold(picture) for picture in diffusion.pictures(said.x0)))
-        eps = tuple(
-            eps + divide(at.alpha[r] * (before - after), at.sigma[r])
-            for r, (before, after, eps) in enumerate(zip(said.x0, x0, said.eps, strict=True))
-        )
-        return Denoised(x0, eps)
+        return with_x0(said, x0, at)
 
     return denoise_in_range

@@ -155,6 +155,24 @@ def test_predictions_on_the_way(run: Path, tmp_path: Path) -> None:
     assert done.out.count("after") == 4
 
 
+def test_the_outer_level_joins_late(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    encode = UNetShell.encode
+    monkeypatch.setattr(UNetShell, "encode", lambda *a, **k: (ran.append(1), encode(*a, **k))[1])
+    out = tmp_path / "out"
+    late = ("--set", "sample.outer_from=0.0", "--intermediate", "1")
+    done = tiny.here("sample", run, "--prompt", "x", *late, "--out", out)
+    assert (done.code, len(ran)) == (0, 2), done.err
+    assert pixels(out / "picture-00000.png").shape == (16, 16, 3)
+    never = ("--set", "sample.outer_from=30.0")
+    done = tiny.here("sample", run, "--prompt", "x", *never, "--out", tmp_path / "b")
+    assert (done.code, done.err) == (
+        2,
+        "sample: outer_from=30 leaves level 1 no step, as its logsnr ends at 19.3; "
+        "choose a lower one, such as -2\n",
+    )
+
+
 def test_weights_as_trained_differ_from_the_average(run: Path, tmp_path: Path) -> None:
     for weights in ("ema", "model"):
         assert (

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mdmkit.diffusion import NoiseLevel
-from mdmkit.sampling import Denoised
+from mdmkit.pyramid import pyramid
+from mdmkit.sampling import Denoise, Denoised
 from mdmkit.targets import to_eps
 
-__all__ = ["Gaussian", "Perfect"]
+__all__ = ["Counting", "Gaussian", "Perfect", "Related"]
 
 
 def with_eps(x0: Sequence[Tensor], z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
@@ -51,3 +52,52 @@ class Gaussian:
         """Where the probability flow takes `z`: it keeps (z - mean of z) / std of z."""
         deviation = (alpha**2 * self.std**2 + sigma**2) ** 0.5
         return self.mean + self.std * (z - alpha * self.mean) / torch.tensor(deviation)
+
+
+@attrs.frozen
+class Related:
+    """E[x0 | z] of zero-mean Gaussian pictures whose pixels are related, at all levels that z has together.
+
+    `cov`: of the pixels of the highest level, `sizes` (height, width) of each; `scales` as in `Diffusion`.
+    """
+
+    cov: Tensor
+    sizes: Sequence[tuple[int, int]]
+    scales: Sequence[float] | None = None
+
+    def covariance(self, levels: int) -> Tensor:
+        """Of the pixels of the innermost levels, one after another."""
+        basis = torch.eye(len(self.cov), dtype=self.cov.dtype).view(-1, 1, *self.sizes[-1])
+        pooled = pyramid(basis, self.sizes[:levels])
+        scales = self.scales or [1.0] * levels
+        rows = torch.cat([x.flatten(1) * scales[r] for r, x in enumerate(pooled)], 1).T
+        return rows @ self.cov @ rows.T
+
+    def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+        counts = torch.tensor([level[0].numel() for level in z])
+        alpha, sigma = (
+            torch.tensor(values[: len(z)], dtype=torch.float64).repeat_interleave(counts)
+            for values in (at.alpha, at.sigma)
+        )
+        cov = self.covariance(len(z))
+        noisy = alpha[:, None] * cov * alpha + torch.diag(sigma**2)
+        flat = torch.cat([level.flatten(1) for level in z], 1)
+        said = torch.linalg.solve(noisy, flat.T).T @ (alpha[:, None] * cov)
+        split = said.split(counts.tolist(), 1)
+        return with_eps([x.view_as(level) for x, level in zip(split, z, strict=True)], z, at)
+
+
+@attrs.frozen
+class Counting:
+    """A denoiser that counts how often each level ran."""
+
+    denoise: Denoise
+    ran: list[int] = attrs.field(factory=list)
+
+    def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+        self.ran.append(len(z))
+        return self.denoise(z, at)
+
+    def of_level(self, level: int) -> int:
+        """How many evaluations a level had a part in."""
+        return sum(levels > level for levels in self.ran)

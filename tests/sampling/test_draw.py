@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from mdmkit.diffusion import Diffusion
 from mdmkit.nn import NestedUNet
-from mdmkit.sampling import CFG, ddim, none, uniform_t
-from mdmkit.sampling.conditions import Conditions, read
+from mdmkit.sampling import CFG, Between, Start, ddim, known_low, none, uniform_t
+from mdmkit.sampling.conditions import Conditions, between, encoded, read
 from mdmkit.sampling.draw import Drawing, draw
 from mdmkit.schedules import Cosine, shift_levels
 from mdmkit.text import BytesEncoder, ClassEncoder
@@ -147,6 +147,53 @@ def test_where_lengths_differ_the_condition_alone_is_as_long_as_with_guidance():
         for how in (unguided, Drawing(ddim, uniform_t, none, (CFG(1.0 + 1e-9),), steps=2))
     )
     assert off(plain, guided) < 1e-3
+
+
+@pytest.mark.parametrize("pad", ["exact", "max"])
+def test_between_two_prompts_the_ends_are_their_pictures(pad: str):
+    nest, text = nest_of(masked=True), encoder(pad)
+    with torch.no_grad():
+        ((_, ends),) = encoded(text, ["a red ring", "a star"], "blue", batch=2, apart=False)
+    way = between(ends, [0.0, 0.5, 0.9, 1.0])
+    got = drawn(nest, None, [], conditions=way, seeds=[3] * 4)
+    expected = drawn(nest, text, ["a red ring", "a star"], seeds=[3, 3], negative="blue")
+    assert off(got[0], expected[0]) < 1e-3
+    assert off(got[3], expected[1]) < 1e-3
+    assert off(got[1], got[0]) > 1e-2
+    assert off(got[2], got[3]) > 1e-2
+
+
+def test_between_texts_of_a_length_features_change_little_by_little():
+    with torch.no_grad():
+        ((_, ends),) = encoded(encoder(), ["a ring", "a star"], "", batch=2, apart=False)
+    way = between(ends, [w / 4 for w in range(5)]).cond
+    assert way is not None
+    torch.testing.assert_close(way[1:] - way[:-1], ((way[4] - way[0]) / 4).expand(4, -1, -1))
+
+
+def test_a_way_between_texts_needs_two_and_stays_on_it():
+    ends = Conditions(ROWS, MASK)
+    with pytest.raises(ValueError, match="expected two texts to go between, got 0"):
+        between(Conditions(), [0.5])
+    with pytest.raises(ValueError, match=r"expected weights in \[0, 1\], .*, got 1\.5"):
+        between(ends, [0.0, 1.5])
+    way = between(ends._replace(cond_mask=None), [0.25])
+    assert way.cond_mask is not None
+    assert way.cond_mask.all()
+    assert way.uncond is None
+
+
+def test_edits_hold_for_every_picture_of_every_batch():
+    nest, text = nest_of(masked=True), encoder()
+    low = torch.rand(1, 3, 8, 8)
+    for x in drawn(nest, text, batch=4, known=known_low(low, SIZES)):
+        torch.testing.assert_close(x[0], low[0], rtol=0, atol=1e-5)
+    start = Start((low, torch.rand(1, 3, 16, 16)), 0.0)
+    assert all(off(x, (row[0] for row in start.pictures)) == 0 for x in drawn(nest, text, start=start))
+    middle = drawn(nest, text, ["a", "a"], seeds=[Between(4, 5, 1.0), 4])
+    assert off(middle[0], drawn(nest, text, ["a"], seed=5)[0]) < 1e-3
+    with pytest.raises(ValueError, match="expected a seed for each of 2 pictures, got 1"):
+        drawn(nest, text, ["a", "b"], seeds=[1])
 
 
 MASK = torch.ones(2, 5, dtype=torch.bool)

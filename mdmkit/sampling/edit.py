@@ -1,0 +1,163 @@
+"""Editing: variations of a picture, and pictures of which a part or a level is known.
+
+Values for `sample_pyramid(start=..., known=...)`; they go together, with every rule, guidance and threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.pyramid import Pyramid, normalize_resolution, pool, pyramid
+
+from .coarse import enlarged, level_scale
+from .denoise import Denoise, Denoised, with_x0
+
+__all__ = ["Known", "Start", "known_low", "known_region"]
+
+
+@attrs.frozen(eq=False)
+class Start:
+    """Begin with noisy pictures, at t = `strength`, and not with noise alone: variations of the pictures.
+
+    `pictures`: a pyramid in [-1, 1], low to high, one row for all or a row each. At strength 0 they come out
+    as they are, at 1 nothing is left of them. *SDEdit*, arXiv 2108.01073, algorithm 1. Raises ValueError
+    where strength is outside [0, 1].
+    """
+
+    pictures: Pyramid = attrs.field(converter=tuple)
+    strength: float = 0.6
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise ValueError(
+                f"expected strength in [0, 1], got {self.strength}; 0 is the picture itself, 1 another one"
+            )
+
+    def check(self, shapes: Sequence[Sequence[int]], rows: int) -> None:
+        """ValueError where the pictures are not of these shapes, or not one row or `rows`."""
+        if len(self.pictures) < len(shapes):
+            raise ValueError(
+                f"expected pictures to start from at {len(shapes)} levels, got {len(self.pictures)}; "
+                "mdmkit.pyramid.pyramid makes them of one"
+            )
+        check_sizes("picture to start from", self.pictures, shapes, rows)
+
+
+@attrs.frozen(eq=False)
+class Known:
+    """What is known of pictures: at the innermost levels, `pictures` wherever `masks` are true.
+
+    `pictures`: a pyramid in [-1, 1] of as many levels as something is known of; `masks`: bool, (1 or B, 1 or
+    C, ...) each. One row for all or a row each. At every step the known part stands in for the denoiser's
+    answer, so that it comes out exactly, and goes through the noise on the way, where the network sees it and
+    fits the rest to it. *Score-Based Generative Modeling through SDEs*, arXiv 2011.13456, appendix I.2; an
+    approximation of the conditional distribution, as the rest never sees the known part without noise; rules
+    that add fresh noise (`ddpm`, the `_sde` ones) let it fit better than others. Levels beyond those of
+    `pictures` are moved to have their average wherever it is known: *DDNM*, arXiv 2212.00490, eq. 13.
+    """
+
+    pictures: Pyramid = attrs.field(converter=tuple)
+    masks: Pyramid = attrs.field(converter=tuple)
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.pictures) != len(self.masks):
+            raise ValueError(
+                f"expected a mask for each of {len(self.pictures)} levels, got {len(self.masks)}"
+            )
+        for level, (picture, mask) in enumerate(zip(self.pictures, self.masks, strict=True)):
+            fits = mask.ndim == picture.ndim and all(
+                m in (1, p) for m, p in zip(mask.shape[:2], picture.shape[:2], strict=True)
+            )
+            if mask.dtype != torch.bool or not fits or mask.shape[2:] != picture.shape[2:]:
+                raise ValueError(
+                    f"expected a bool mask (1 or {len(picture)}, 1 or {picture.shape[1]}, "
+                    f"{', '.join(map(str, picture.shape[2:]))}) at level {level}, as the picture is, got "
+                    f"{tuple(mask.shape)} {str(mask.dtype).removeprefix('torch.')}"
+                )
+
+    def wrap(self, denoise: Denoise, diffusion: Diffusion) -> Denoise:
+        """A denoiser that knows it."""
+        known = diffusion.scaled(self.pictures)
+
+        def denoise_rest(z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+            said = denoise(z, at)
+            x0 = list(said.x0)
+            for r, (picture, mask) in enumerate(zip(known, self.masks, strict=True)):
+                if r < len(x0):
+                    x0[r] = torch.where(mask.to(x0[r].device), picture.to(x0[r]), x0[r])
+            top = len(known) - 1
+            for r in range(top + 1, len(x0)):
+                # outside, the average over each pixel that is known
+                wanted = known[top].to(x0[r]) * level_scale(diffusion, r, top)
+                off = wanted - pool(x0[r], wanted.shape[2:])
+                off = torch.where(self.masks[top].to(off.device), off, 0.0)
+                x0[r] = x0[r] + enlarged(off, x0[r].shape[2:])
+            return with_x0(said, tuple(x0), at)
+
+        return denoise_rest
+
+    def check(self, shapes: Sequence[Sequence[int]], rows: int) -> None:
+        """ValueError where the pictures are not of these shapes, or not one row or `rows`."""
+        check_sizes("known picture", self.pictures, shapes, rows)
+
+
+def known_region(
+    picture: Tensor,
+    mask: Tensor,
+    resolutions: Sequence[int | Sequence[int]],
+    *,
+    frames: Sequence[int] | None = None,
+) -> Known:
+    """Inpainting and outpainting: `picture (1 or B, C, H, W)` is known where `mask (1 or B, 1, H, W)` is 1.
+
+    At an inner level a pixel is known where the whole of what it is the average of is: what the picture shows
+    under the mask's zeros has no influence. `frames` as for `pyramid`. Raises ValueError where the mask has
+    another size than the picture, or other values than 0 and 1.
+    """
+    if mask.ndim != picture.ndim or mask.shape[2:] != picture.shape[2:]:
+        raise ValueError(
+            f"expected a mask of the picture's size, {tuple(picture.shape[2:])}, got "
+            f"{tuple(mask.shape[2:])}; resize one of the two"
+        )
+    mask = mask.to(torch.float32)
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"expected a mask of 0 (drawn) and 1 (known), got values from {mask.min():g} to {mask.max():g}; "
+            "compare it with 0.5"
+        )
+    masks = tuple(level == 1 for level in pyramid(mask, resolutions, frames=frames))
+    pictures = pyramid(picture, resolutions, frames=frames)
+    return Known(pictures, masks)
+
+
+def known_low(picture: Tensor, resolutions: Sequence[int | Sequence[int]]) -> Known:
+    """Super-resolution: all of a low level is known, and what lies inside it.
+
+    `picture (1 or B, C, H, W)` is of the size of one of `resolutions`. Raises ValueError where it is not.
+    """
+    sizes = [normalize_resolution(resolution) for resolution in resolutions]
+    if tuple(picture.shape[2:]) not in sizes:
+        raise ValueError(
+            f"expected a picture of a level's size, one of {', '.join(map(str, sizes))}, got "
+            f"{tuple(picture.shape[2:])}; resize it"
+        )
+    inner = sizes[: sizes.index(tuple(picture.shape[2:])) + 1]
+    pictures = tuple(pool(picture, size) for size in inner)
+    return Known(pictures, tuple(torch.ones_like(level[:1, :1], dtype=torch.bool) for level in pictures))
+
+
+def check_sizes(
+    what: str, pictures: Sequence[Tensor], shapes: Sequence[Sequence[int]], rows: int
+) -> None:
+    for level, (picture, shape) in enumerate(zip(pictures, shapes, strict=False)):
+        if tuple(picture.shape[1:]) != tuple(shape) or len(picture) not in (1, rows):
+            count = "1" if rows == 1 else f"1 or {rows}"
+            raise ValueError(
+                f"expected a {what} ({count}, {', '.join(map(str, shape))}) at level {level}, got "
+                f"{tuple(picture.shape)}"
+            )
