@@ -73,6 +73,7 @@ def released_settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
         del process["shift_power_frames"]  # the levels of a released network have their frames in a grid
         config, left_out = diffusion_config(
             levels=len(levels),
+            output_limit=levels[0].get("output_limit"),
             threshold=(recipe.sample.threshold.name, attrs.asdict(recipe.sample.threshold.settings)),
             shares=getattr(recipe.train.levels.settings, "shares", None),
             **process,

@@ -190,6 +190,7 @@ def diffusion_config(
     loss_space: str,
     signal_scale: float = 1.0,
     signal_scale_power: float = 0.0,
+    output_limit: float | None = None,
     threshold: tuple[str, Settings] = ("clip", {}),
     level_weights: Sequence[float] | None = None,
     shares: Sequence[float] | None = None,
@@ -197,14 +198,16 @@ def diffusion_config(
     """The released `diffusion_config`, and the paths of settings that it has no place for.
 
     Those belong to training and to how pictures are drawn. `schedule` and `threshold`: name and settings;
-    `level_weights`, `shares`: low resolution to high. Raises ValueError for a process that the released
-    sampler does not have.
+    `level_weights`, `shares`: low resolution to high; `output_limit`: the core's. Raises ValueError for a
+    process that the released sampler does not have.
     """
     left_out = []
     shifted = shift_power != 0
     if levels > 1:
         # a released nest is shifted, by any power, or divides pictures by their ratio to the lowest level
         shifted = signal_scale_power == 0
+        if output_limit is not None:
+            raise ValueError(f"model.levels[0].output_limit: {output_limit}; a released nest has none")
         if signal_scale != 1:
             raise ValueError(f"diffusion.signal_scale: {signal_scale}; a released nest has 1.0")
         if not shifted and (signal_scale_power, shift_power) != (1, 0):
@@ -248,7 +251,7 @@ def diffusion_config(
             "schedule_shifted": shifted,
             "schedule_shifted_power": shift_power if shifted else 1,
         },
-        "model_output_scale": 0,
+        "model_output_scale": output_limit or 0,
         "use_vdm_loss_weights": False,
     }
     if levels == 1:

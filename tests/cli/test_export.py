@@ -182,6 +182,10 @@ REFUSED = {
         ("model.levels[0].heads=4",),
         "model.levels[0].heads: 4; the released networks have 8",
     ),
+    "limit": (
+        ("model.levels[0].output_limit=2.0",),
+        "model.levels[0].output_limit: 2.0; a released nest has none",
+    ),
     "schedule": (
         ('diffusion.schedule="linear_flow"',),
         "diffusion.schedule: 'linear_flow'; "

@@ -274,6 +274,7 @@ def process(**changes: Any) -> tuple[dict[str, Any], list[str]]:
         ),
         ({"schedule": ("ddpm", {"steps": 500})}, "diffusion.schedule.steps: 500; the released code has 1000"),
         ({"signal_scale": 0.5}, "diffusion.signal_scale: 0.5; a released nest has 1.0"),
+        ({"output_limit": 2.0}, "model.levels[0].output_limit: 2.0; a released nest has none"),
         (
             {"signal_scale_power": 1.0},
             "diffusion.signal_scale_power: 1.0, with shift_power = 2.0; "
@@ -310,6 +311,11 @@ def test_pictures_may_be_scaled() -> None:
     assert (sampler["rescale_signal"], process(levels=1)[0]["sampler_config"]["rescale_signal"]) == (2, None)
     sampler = process(signal_scale_power=1.0, shift_power=0.0)[0]["sampler_config"]
     assert (sampler["rescale_signal"], sampler["schedule_shifted"]) == (None, False)
+
+
+def test_outputs_of_a_single_network_may_be_bounded() -> None:
+    assert process(levels=1, output_limit=2.0)[0]["model_output_scale"] == 2.0
+    assert process(levels=1)[0]["model_output_scale"] == 0
 
 
 def test_weights_keep_their_size_and_shares_their_ratio() -> None:
