@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,7 @@ def process(**changes: Any) -> tuple[dict[str, Any], list[str]]:
     ],
 )
 def test_another_process_is_refused(changes: dict[str, Any], line: str) -> None:
-    with pytest.raises(ValueError, match=f"^{line}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         process(**changes)
 
 
