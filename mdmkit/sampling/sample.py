@@ -52,10 +52,10 @@ def sample_pyramid(
     """Pictures of `seeds`, one a seed, at every level, low to high: `(len(seeds), *shapes[r])`.
 
     `denoise`: a `Denoiser`, guided or not (`CFG(scale).wrap(denoiser)`). `seeds`: numbers, or places between
-    two of them (`Between`). `shapes`: (C, H, W) or (C, F, H, W)
-    a level, low to high. `levels`: draw the innermost levels only, at their cost. All noise of a picture is a
-    function of its seed, the level and the noise levels of a step (`BrownianPath`), so that a picture depends
-    neither on its batch nor on the levels around, and more steps go nearer to the same picture.
+    two of them (`Between`). `shapes`: (C, H, W) or (C, F, H, W) a level, low to high. `levels`: draw the
+    innermost levels only, at their cost. All noise of a picture is a function of its seed, the level and the
+    noise levels of a step (`BrownianPath`), so that a picture depends neither on its batch nor on the levels
+    around, and more steps go nearer to the same picture.
     `outer_from`: an outer level does not run until its logsnr is that (`mdmkit.sampling.coarse`); the rule
     starts anew whenever one joins. Good where the inner levels were trained alone too. `start`: begin with
     these pictures, made noisy; `known`: what is known of the result (`mdmkit.sampling.edit`).

@@ -9,7 +9,7 @@ from itertools import pairwise
 from mdmkit.diffusion import NoiseLevel, mixed
 from mdmkit.pyramid import Pyramid
 
-from .denoise import Denoise
+from .denoise import Denoise, Denoised
 from .exponential import half_step, move
 from .rules import Noise, ancestral_share, check_eta, fresh_noise
 
@@ -28,15 +28,15 @@ def heun(
     if not sigma_max > 0:
         raise ValueError(f"expected sigma_max > 0, got {sigma_max}")
     for now, after in pairwise(path):
-        x0, eps = denoise(z, now)
-        ahead = tuple(mixed(x0[r], eps[r], after.alpha[r], after.sigma[r]) for r in range(len(z)))
+        said = denoise(z, now)
+        ahead = euler_step(said, after)
         moved = list(ahead)
         bounded = [r for r in range(len(z)) if now.sigma[r] <= sigma_max * now.alpha[r]]
         if bounded and after.sigma[0] > 0:
             eps_ahead = denoise(ahead, after).eps
             for r in bounded:
                 across = after.sigma[r] - after.alpha[r] * now.sigma[r] / now.alpha[r]
-                moved[r] = ahead[r] + across / 2 * (eps_ahead[r] - eps[r])
+                moved[r] = ahead[r] + across / 2 * (eps_ahead[r] - said.eps[r])
         z = tuple(moved)
     return z
 
@@ -48,8 +48,8 @@ def flow_heun(denoise: Denoise, z: Pyramid, path: Sequence[NoiseLevel], noise: N
     its coordinates are bounded, so that it starts at any noise. The last step is Euler's.
     """
     for now, after in pairwise(path):
-        x0, eps = denoise(z, now)
-        ahead = tuple(mixed(x0[r], eps[r], after.alpha[r], after.sigma[r]) for r in range(len(z)))
+        x0, eps = said = denoise(z, now)
+        ahead = euler_step(said, after)
         if after.sigma[0] > 0:
             x0_ahead, eps_ahead = denoise(ahead, after)
             ahead = tuple(
@@ -60,6 +60,12 @@ def flow_heun(denoise: Denoise, z: Pyramid, path: Sequence[NoiseLevel], noise: N
             )
         z = ahead
     return z
+
+
+def euler_step(said: Denoised, after: NoiseLevel) -> Pyramid:
+    """Where what is said leads to at the next noise level, if it stays said on the way."""
+    levels = zip(said.x0, said.eps, after.alpha, after.sigma, strict=False)
+    return tuple(mixed(x0, eps, alpha, sigma) for x0, eps, alpha, sigma in levels)
 
 
 def dpmpp_2s_ancestral(
