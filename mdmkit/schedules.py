@@ -242,8 +242,8 @@ class ByDensity(VariancePreserving):
 class Laplace(ByDensity):
     """Laplace's density over logsnr, exp(-|logsnr - mean| / scale) / (2 scale).
 
-    Most times are near one noise level: logsnr(t) = mean - scale sgn(1/2 - t) ln(1 - 2 |t - 1/2|). *Improved Noise Schedule for Diffusion
-    Training*, arXiv 2407.03297, table 1.
+    Most times are near one noise level: logsnr(t) = mean - scale sgn(1/2 - t) ln(1 - 2 |t - 1/2|).
+    *Improved Noise Schedule for Diffusion Training*, arXiv 2407.03297, table 1.
     """
 
     mean: float = 0.0
