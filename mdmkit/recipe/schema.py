@@ -127,8 +127,8 @@ class Sample:
 class Evaluate:
     """What is measured at the end of a run and by `mdmkit evaluate`."""
 
-    metrics: tuple[Use, ...] = slot("metric", (), "measured on pictures drawn for captions of the data")
-    count: int = opt(256, "pictures drawn for the metrics", ge=1)
+    metrics: tuple[Use, ...] = slot("metric", (), "measured on pictures drawn for captions of the data, or on data")
+    count: int = opt(256, "pictures for the metrics", ge=1)
 
 
 @attrs.frozen(kw_only=True)

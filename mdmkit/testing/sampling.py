@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .subject import Subject, load
 
-__all__ = ["guidance", "sampler", "spacing", "threshold"]
+__all__ = ["grey_denoiser", "guidance", "sampler", "spacing", "threshold", "two_levels"]
 
 Pyramid = tuple[Tensor, ...]
 SHAPES = ((2, 3, 4, 6), (2, 3, 8, 12))
@@ -24,11 +24,20 @@ def _pyramid(seed: int) -> Pyramid:
     )
 
 
-def _diffusion() -> Any:
+def two_levels() -> Any:
     schedules = load("mdmkit.schedules:shift_levels")(
         load("mdmkit.schedules:Cosine")(), [(4, 6), (8, 12)], shift_power=2.0
     )
     return load("mdmkit.diffusion:Diffusion")(tuple(schedules), "v")
+
+
+def grey_denoiser() -> Any:
+    """A denoiser that sees grey everywhere, at as many levels as it is asked about."""
+
+    def grey(z: Pyramid, at: Any) -> Pyramid:
+        return tuple(torch.zeros_like(level) for level in z)
+
+    return _denoiser(grey, grey)
 
 
 def _denoiser(
@@ -61,7 +70,7 @@ def _denoiser(
 def sampler(it: Subject) -> None:
     """With a perfect denoiser every level ends at x0, in any number of steps, each picture by itself."""
     rule = it.build()
-    diffusion, x0, start = _diffusion(), _pyramid(0), _pyramid(1)
+    diffusion, x0, start = two_levels(), _pyramid(0), _pyramid(1)
     for steps in (1, 2, 7, 20):
         path = [diffusion.at(1 - i / steps) for i in range(steps + 1)]
 
@@ -101,7 +110,7 @@ def _noise(step: int, level: int) -> Tensor:
 def spacing(it: Subject) -> None:
     """`steps` + 1 times that fall strictly from its start, at most 1, to 0."""
     times_of = it.build()
-    diffusion = _diffusion()
+    diffusion = two_levels()
     for steps in (1, 2, 3, 10, 50):
         times = [float(t) for t in it.attempt(f"{steps} steps", lambda: times_of(steps, diffusion))]  # noqa: B023
         it.must(len(times) == steps + 1, f"{steps} steps give {len(times)} times, expected {steps + 1}")
@@ -113,7 +122,7 @@ def spacing(it: Subject) -> None:
 
 def guidance(it: Subject) -> None:
     """Nothing changes where both predictions agree; scale 1 is the conditional one; it can be wrapped."""
-    diffusion, a, b, z = _diffusion(), _pyramid(0), _pyramid(2), _pyramid(1)
+    diffusion, a, b, z = two_levels(), _pyramid(0), _pyramid(2), _pyramid(1)
     at = diffusion.at(0.5)
     agreed, split = _denoiser(lambda *_: a, lambda *_: a), _denoiser(lambda *_: a, lambda *_: b)
     guide = it.build()
