@@ -192,20 +192,21 @@ class Likelihood:
         pictures: Sequence[Tensor],
         positions: Sequence[int],
     ) -> None:
-        """Takes 8-bit pictures of the data, a pyramid in [-1, 1], and a denoiser that knows their captions."""
-        for levels in range(1, len(pictures) + 1):  # the last one is the whole nest
+        """Takes 8-bit pictures of the data, a pyramid in [-1, 1], and the denoiser of their captions."""
+        for level in range(len(pictures)):
             seen = terms(
                 denoise,
                 diffusion,
-                pictures[:levels],
+                pictures[: level + 1],
                 positions=positions,
                 seed=self.seed,
                 draws=self.draws,
                 logsnr_max=self.logsnr_max,
             )
-            self._add("bits", levels - 1, bound(seen), pictures)
-        for level, own in enumerate(seen.prior + seen.diffusion + seen.reading):
-            self._add("given", level, own, pictures)
+            self._add("bits", level, bound(seen), pictures)
+            if level == len(pictures) - 1:  # the whole nest
+                for r, own in enumerate(seen.prior + seen.diffusion + seen.reading):
+                    self._add("given", r, own, pictures)
         self.pictures += len(positions)
 
     def result(self) -> dict[str, float]:

@@ -127,7 +127,9 @@ class Sample:
 class Evaluate:
     """What is measured at the end of a run and by `mdmkit evaluate`."""
 
-    metrics: tuple[Use, ...] = slot("metric", (), "measured on pictures drawn for captions of the data, or on data")
+    metrics: tuple[Use, ...] = slot(
+        "metric", (), "measured on pictures drawn for captions of the data, or on those of the data"
+    )
     count: int = opt(256, "pictures for the metrics", ge=1)
 
 

@@ -79,7 +79,8 @@ def metric(it: Subject) -> None:
     whole = it.build(device="cpu")
     shown = [name for name in ("update", "examine") if callable(getattr(whole, name, None))]
     it.must(
-        len(shown) == 1, "takes no pictures: it needs update(pictures, captions), or examine(...) for the network"
+        len(shown) == 1,
+        "needs either update(pictures, captions), for drawn pictures, or examine(...), for the network",
     )
     show = {"update": _update, "examine": _examine}[shown[0]]
     it.attempt(shown[0], lambda: show(whole, slice(None)))
