@@ -38,7 +38,7 @@ def command(
     weights: Weights = None,
     allow_pipe: AllowPipe = False,
 ) -> None:
-    """Measure pictures drawn for captions of the recipe's data, or the model on data; numbers on stdout."""
+    """Measure pictures drawn for captions of the recipe's data, or the model on data; numbers by name."""
     from mdmkit import assemble
     from mdmkit.model_folder import load
     from mdmkit.recipe import load as load_recipe
