@@ -132,7 +132,7 @@ def command(
                     nest,
                     text,
                     assemble.diffusion(recipe, registry),
-                    assemble.drawing(recipe, registry),
+                    assemble.drawing(recipe, registry, device=device),
                     resolutions=resolutions,
                     captions=captions,
                     negative=negative,
@@ -173,6 +173,8 @@ def refuse_text(recipe: Recipe, given: Mapping[str, Any]) -> None:
     Raises:
         WrongInput: there is one.
     """
+    from mdmkit.recipe.checks import leads_away
+
     there = [name for name, value in given.items() if value not in (None, [])]
     if there and recipe.text is None:
         raise WrongInput(
@@ -183,9 +185,9 @@ def refuse_text(recipe: Recipe, given: Mapping[str, Any]) -> None:
             f"sample {there[0]}: --features brings the text of every picture, the negative one too; "
             "leave one of the two out"
         )
-    if "--negative-prompt" in there and not recipe.sample.guidance:
+    if "--negative-prompt" in there and not leads_away(recipe.sample):
         raise WrongInput(
-            "sample --negative-prompt: nothing leads away from it, as the recipe has no sample.guidance; "
+            "sample --negative-prompt: nothing leads away from it, as no sample.guidance of the recipe does; "
             "add --set 'sample.guidance=[{use=\"cfg\", scale=5.0}]'"
         )
 
@@ -197,6 +199,7 @@ def conditions_of(file: Path, recipe: Recipe) -> Conditions:
         WrongInput: there are none, or they do not fit the model.
     """
     from mdmkit import assemble
+    from mdmkit.recipe.checks import leads_away
     from mdmkit.sampling.conditions import read
 
     try:
@@ -210,7 +213,7 @@ def conditions_of(file: Path, recipe: Recipe) -> Conditions:
             f"sample --features: {file}: expected features of width {width}, which the model is built for, "
             f"got {conditions.cond.shape[2]}"
         )
-    if recipe.sample.guidance and conditions.uncond is None:
+    if leads_away(recipe.sample) and conditions.uncond is None:
         raise WrongInput(
             f"sample --features: {file}: has no negative_features, which guidance leads away from; add them "
             "(those of the empty prompt), or draw without: --set 'sample.guidance=[]'"

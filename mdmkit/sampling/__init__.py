@@ -1,5 +1,6 @@
 """Sampling: update rules over a pyramid, guidance, thresholds."""
 
+from .auto import Auto
 from .denoise import Answers, Denoise, Denoised, Denoiser, PairedDenoise
 from .edit import Known, Start, known_low, known_region
 from .guidance import APG, CFG, CFGPP, CFGZero, Guidance, Interval, Rescale
@@ -17,6 +18,7 @@ __all__ = [
     "CFG",
     "CFGPP",
     "Answers",
+    "Auto",
     "Between",
     "CFGZero",
     "Denoise",

@@ -95,6 +95,18 @@ class Within(Wrapped):
         plain = self.plain(z, at)
         return Answers(plain, None, plain)
 
+    def both(self, z: Sequence[Tensor], at: NoiseLevel) -> tuple[Denoised, Denoised]:
+        """The two answers as they are inside; outside of the interval unguided."""
+        within = self.logsnr[0] <= at.logsnr[0] <= self.logsnr[1]
+        return (self.denoise if within else bare(self.denoise)).both(z, at)
+
+
+def bare(denoise: PairedDenoise) -> PairedDenoise:
+    """The denoiser inside of all guidance."""
+    while isinstance(denoise, Wrapped):
+        denoise = denoise.denoise
+    return denoise
+
 
 def of_level(scale: Scale, level: int) -> float:
     """The scale at a level: one for all, or one each, low to high."""
