@@ -14,6 +14,7 @@ from mdmkit.errors import WrongInput
 from .open_model import Model, Weights, check_weights, open_model
 from .options import Plugins, Sets
 from .sample_edit import Canvas, Init, Low, Mask, Sources, Strength, ToPrompt, ToSeed
+from .sample_prompts import Region, WeightedPrompts, check_prompts, regions_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,8 @@ def command(
     negative_prompt: Annotated[
         str | None, typer.Option(help="the text that guidance leads away from; the recipe's where not given")
     ] = None,
+    weighted_prompts: WeightedPrompts = False,
+    region: Region = None,
     features: Annotated[
         Path | None, typer.Option(help="draw for the text features of this safetensors file, no prompts")
     ] = None,
@@ -60,6 +63,7 @@ def command(
     from mdmkit.evaluate.grid import save_grid, save_picture
     from mdmkit.model_folder import load
     from mdmkit.sampling.draw import draw
+    from mdmkit.text import WeightedPrompts as weighing
     from mdmkit.train.folder import free_name, one_line_disk_errors, refuse_full
     from mdmkit.train.memory import one_line_memory_errors
     from mdmkit.train.parallel import autocast, pick_device
@@ -90,6 +94,8 @@ def command(
             "--prompt": prompt,
             "--negative-prompt": negative_prompt,
             "--to-prompt": to_prompt,
+            "--weighted-prompts": weighted_prompts or None,
+            "--region": region,
             "--features": features,
         },
     )
@@ -106,6 +112,10 @@ def command(
     captions = sources.captions(prompts, count)
     seeds = sources.seeds(recipe.sample.seed, len(prompts), count)
     negative = recipe.sample.negative_prompt if negative_prompt is None else negative_prompt
+    regions = regions_of(region or (), recipe, sources)
+    if weighted_prompts:
+        more = (negative, *([to_prompt] if to_prompt else ()), *(regions.prompts if regions else ()))
+        check_prompts([*prompts, *more])
     target = out or free_name(model, "drawn")
     refuse_full(target)
     device = pick_device(recipe.run.device)
@@ -127,7 +137,8 @@ def command(
         try:
             with autocast(recipe.run.precision, device):
                 if to_prompt is not None:
-                    conditions = sources.conditions(text, prompts[0], negative, count)
+                    encode = weighing(text) if weighted_prompts else text
+                    conditions = sources.conditions(encode, prompts[0], negative, count)
                 pyramids = draw(
                     nest,
                     text,
@@ -142,6 +153,8 @@ def command(
                     start=start,
                     known=known,
                     windows=windows,
+                    regions=regions,
+                    weighted=weighted_prompts,
                     batch=recipe.sample.batch,
                     device=device,
                     noise_device=noise_device,

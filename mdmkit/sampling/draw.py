@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.text import WeightedPrompts
 
 from .auto import OverModel
 from .conditions import Conditions, Encode, encoded, stored
@@ -72,6 +73,7 @@ def draw(
     known: Known | None = None,
     windows: Windows | None = None,
     regions: Regions | None = None,
+    weighted: bool = False,
     batch: int = 16,
     device: torch.device | str = "cpu",
     noise_device: torch.device | str | None = None,
@@ -83,7 +85,7 @@ def draw(
     from the text `negative`. `conditions`: features to draw for, in the place of captions and encoder.
     `seeds`: one a picture, in the place of seed + i. `start` and `known` (`mdmkit.sampling.edit`) hold for
     every picture: of one row. `windows`: ask the network for pieces of larger `resolutions`. `regions`: more
-    prompts for parts of every picture.
+    prompts for parts of every picture. `weighted`: prompts weigh their words (`mdmkit.text.weighted.parse`).
     `callback(indices, step, at, denoised)` sees the predictions on the way for the pictures of a batch. A
     picture depends on its caption, `negative` and its seed only, not on `batch` or on its neighbours.
     """
@@ -92,6 +94,8 @@ def draw(
     if regions is not None and (conditions is not None or windows is not None):
         beside = "windows" if conditions is None else "stored conditions"
         raise ValueError(f"regions go with prompts and pictures of the trained size, not with {beside}")
+    if weighted and text is not None:
+        text = WeightedPrompts(text)
     shares = None if regions is None else shares_of(regions.masks.to(device), regions.sizes or resolutions)
     more = () if regions is None else regions.prompts
     drawn: dict[int, tuple[Tensor, ...]] = {}
@@ -106,7 +110,11 @@ def draw(
         for indices, told in batches:
             own = None if conditions is not None else [captions[i] for i in indices]
             guidance = [
-                one if not isinstance(one, Weak) else over_weak(one, told, own, negative, more, shares)
+                over_weak(
+                    one, told, own, negative, regions=more, shares=shares, weighted=weighted
+                )
+                if isinstance(one, Weak)
+                else one
                 for one in drawing.guidance
             ]
             make = partial(guided, denoiser(nest, diffusion, told, shares), guidance)
@@ -154,8 +162,10 @@ def over_weak(
     told: Conditions,
     captions: Sequence[str] | None,
     negative: str,
+    *,
     regions: Sequence[str],
     shares: Sequence[Tensor] | None,
+    weighted: bool,
 ) -> Guidance:
     """The guidance by its other model, told the same texts; ValueError where it cannot be told."""
     if weak.text is not None and captions is None:
@@ -165,9 +175,8 @@ def over_weak(
         )
     if weak.text is not None and captions is not None:
         apart = getattr(weak.nest, "sees_padding", False)
-        texts = list(
-            encoded(weak.text, captions, negative, batch=len(captions), apart=apart, regions=regions)
-        )
+        encode = WeightedPrompts(weak.text) if weighted else weak.text
+        texts = list(encoded(encode, captions, negative, batch=len(captions), apart=apart, regions=regions))
         if len(texts) > 1:
             raise ValueError(
                 f"{weak.guidance.weak} looks at padding, and its texts differ in length; draw with "
