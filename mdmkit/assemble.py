@@ -194,8 +194,11 @@ def spacing(recipe: Recipe, registry: Registry) -> Any:
 
 
 def threshold(recipe: Recipe, registry: Registry) -> Any:
-    """What keeps predicted pictures in range: a function."""
-    return registry.build(recipe.sample.threshold, kind="threshold")
+    """What keeps predicted pictures in range: a function, or one a level."""
+    said = recipe.sample.threshold
+    if isinstance(said, tuple):
+        return tuple(registry.build(use, kind="threshold") for use in said)
+    return registry.build(said, kind="threshold")
 
 
 def guidance(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> list[Any]:
@@ -214,11 +217,13 @@ def guidance(recipe: Recipe, registry: Registry, *, device: torch.device | str =
 
 
 def check_guidance(recipe: Recipe, registry: Registry) -> None:
-    """Refuse guidance by a model that is not there, or of other pictures or noise; nothing is loaded.
+    """Refuse guidance by a model that is not there, or of other pictures or noise, and intervals outside of
+    the schedule; nothing is loaded.
 
     Raises:
         WrongInput: there is one.
     """
+    from mdmkit.sampling import Interval
     from mdmkit.sampling.auto import OverModel
     from mdmkit.weak_model import check
 
@@ -226,6 +231,11 @@ def check_guidance(recipe: Recipe, registry: Registry) -> None:
         one = registry.build(use, kind="guidance")
         if isinstance(one, OverModel):
             check(one, recipe, registry)
+        elif isinstance(one, Interval):
+            try:
+                one.check(diffusion(recipe, registry))
+            except ValueError as error:
+                raise WrongInput(f"sample.guidance: {error}") from error
 
 
 def drawing(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> Drawing:

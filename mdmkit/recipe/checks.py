@@ -77,6 +77,12 @@ def level_weights_match(model: Model, diffusion: Diffusion) -> Iterator[Problem]
         yield Problem("diffusion.level_weights", f"expected one weight a level, {levels}, got {len(weights)}")
 
 
+def thresholds_match_levels(model: Model, sample: Sample) -> Iterator[Problem]:
+    given, levels = sample.threshold, len(model.levels)
+    if isinstance(given, tuple) and len(given) != levels:
+        yield Problem("sample.threshold", f"expected one threshold a level, {levels}, got {len(given)}")
+
+
 def steps_stand_once(train: Train, growth: Use) -> Iterator[Problem]:
     """steps and batch stand in [train] or in growth's stages, never in both."""
     stages = getattr(growth.settings, "stages", ())
@@ -214,6 +220,7 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     levels_exist,
     levels_nest,
     level_weights_match,
+    thresholds_match_levels,
     steps_stand_once,
     micro_batches_divide,
     prompts_need_text,

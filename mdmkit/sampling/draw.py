@@ -16,7 +16,7 @@ from .auto import OverModel
 from .conditions import Conditions, Encode, encoded, stored
 from .denoise import Denoise, Denoised, Denoiser, PairedDenoise, stack_texts, stack_weights
 from .edit import Known, Start
-from .guidance import Guidance
+from .guidance import Guidance, Interval
 from .regions import Regional, Regions, shares_of
 from .rules import Rule
 from .sample import sample_pyramid
@@ -46,11 +46,14 @@ class Weak:
 
 @attrs.frozen
 class Drawing:
-    """How pictures are drawn: the update rule, its steps, what wraps the denoiser, when outer levels run."""
+    """How pictures are drawn: the update rule, its steps, what wraps the denoiser, when outer levels run.
+
+    `threshold`: one for all levels, or one each, low to high.
+    """
 
     rule: Rule
     spacing: Spacing
-    threshold: Threshold
+    threshold: Threshold | tuple[Threshold, ...]
     guidance: tuple[Guidance | Weak, ...] = ()
     steps: int = 50
     outer_from: float | None = None
@@ -94,6 +97,9 @@ def draw(
     if regions is not None and (conditions is not None or windows is not None):
         beside = "windows" if conditions is None else "stored conditions"
         raise ValueError(f"regions go with prompts and pictures of the trained size, not with {beside}")
+    for one in drawing.guidance:
+        if isinstance(one, Interval):
+            one.check(diffusion)  # the denoiser may stand in windows, where sample_pyramid does not see it
     if weighted and text is not None:
         text = WeightedPrompts(text)
     shares = None if regions is None else shares_of(regions.masks.to(device), regions.sizes or resolutions)
