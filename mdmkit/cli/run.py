@@ -117,6 +117,7 @@ def execute(
             ranks.barrier()
             refuse_too_large(recipe, registry, device=device, ranks=ranks)
             start = start_of(recipe, folder, registry, resumed=resumed)
+            assemble.check_guidance(recipe, registry)  # not after hours of training
             parts = assemble.parts(recipe, registry, device=device)
             if start is not None:
                 start.copy_into(trained_parameters(parts.nest, parts.text))
