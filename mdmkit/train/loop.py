@@ -25,7 +25,7 @@ from .objective import Objective
 from .optim import named_state
 from .parallel import World, autocast
 from .signals import Interrupted, stop_signals
-from .state import Checkpoint, restore, save
+from .state import Checkpoint, load_parts, parts_state, restore, save
 
 __all__ = ["Parts", "Plan", "reached_rows", "train", "trained_parameters"]
 
@@ -65,6 +65,11 @@ class Parts:
     time_sampler: Any
     resolutions: tuple[tuple[int, int], ...]
     frames: tuple[int, ...] | None = None  # of each level's pictures, where these are grids of frames
+
+    def remembering(self) -> dict[str, Any]:
+        """The parts that may decide by what they have seen, by their names in a checkpoint."""
+        names = ("growth", "lr_schedule", "resolution_sampler", "time_sampler")
+        return {name: getattr(self, name) for name in names}
 
 
 def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.Parameter]:
@@ -130,6 +135,7 @@ def train(
     sums, taken = torch.zeros(levels + 1, dtype=torch.float64, device=device), [0] * (levels + 1)
     if resume is not None:
         restore(resume, parameters, ema, parts.optimizer)
+        load_parts(resume, parts.remembering())
         step, bad_steps, bad_in_row = resume.step, resume.facts["bad_steps"], resume.facts["bad_in_row"]
         sums, taken = (
             torch.tensor(resume.facts["sums"], dtype=torch.float64, device=device),
@@ -194,6 +200,8 @@ def train(
                 "ema": ema.averages,
                 "optimizer": named_state(parts.optimizer, parameters.items()),
             }
+            if remembered := parts_state(parts.remembering()):
+                tensors["parts"] = remembered
             before_checkpoint()  # the log reaches the disk first: it never ends before a visible checkpoint
             on_checkpoint(step, save(run_dir / "checkpoints", step, tensors, facts, texts, keep=plan.keep))
         world.barrier()

@@ -268,3 +268,56 @@ def test_an_interrupt_saves_what_was_done(parts: Parts, tmp_path: Path) -> None:
     stored = load_checkpoint(tmp_path / "checkpoints" / "step-0000002").tensors["model"]
     assert all(torch.equal(stored[name], value) for name, value in values(parts).items())
     assert log.events == [(2, "interrupted", {})]
+
+
+class Remembers:
+    """A time sampler that counts its draws, and decides by them."""
+
+    def __init__(self, times: Any) -> None:
+        self.times, self.draws = times, torch.zeros((), dtype=torch.int64)
+
+    def draw(self, *key: Any) -> Tensor:
+        self.draws += 1
+        return self.times.draw(*key) / self.draws
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"draws": self.draws}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state.keys() != {"draws"}:
+            raise ValueError(f"expected draws, got {sorted(state)}")
+        self.draws = state["draws"].clone()
+
+
+def test_what_a_part_has_seen_is_in_the_checkpoint(recipe: Any, tmp_path: Path) -> None:
+    def fresh() -> Parts:
+        parts = assemble.parts(recipe, load_registry())
+        return attrs.evolve(parts, time_sampler=Remembers(parts.time_sampler))
+
+    whole, stopped, log = fresh(), fresh(), Log()
+    run(whole, plan(), tmp_path / "whole", log)
+    run(stopped, plan(steps=2), tmp_path / "stopped")
+    checkpoint = load_checkpoint(tmp_path / "stopped" / "checkpoints" / "step-0000002")
+    assert {name: int(x) for name, x in checkpoint.tensors["parts"].items()} == {"time_sampler.draws": 2}
+    resumed, again = fresh(), Log()
+    run(resumed, plan(), tmp_path / "stopped", again, resume=checkpoint)
+    assert int(resumed.time_sampler.draws) == 4
+    for ours, theirs in zip(again.lines, log.lines[2:], strict=True):
+        assert (ours["loss"], ours["grad_norm"]) == (theirs["loss"], theirs["grad_norm"])
+    # nothing is passed over: neither what nobody takes, nor what nobody gives, nor what does not fit
+    plain = assemble.parts(recipe, load_registry())
+    with pytest.raises(WrongInput, match="has of the time_sampler, but this run's remembers nothing"):
+        run(plain, plan(), tmp_path / "other", resume=checkpoint)
+    nothing = attrs.evolve(checkpoint, tensors={**checkpoint.tensors, "parts": {}})
+    with pytest.raises(WrongInput, match="has nothing of the time_sampler, but this run's remembers some"):
+        run(fresh(), plan(), tmp_path / "other", resume=nothing)
+    odd = attrs.evolve(
+        checkpoint, tensors={**checkpoint.tensors, "parts": {"time_sampler.odd": torch.ones(1)}}
+    )
+    with pytest.raises(WrongInput, match=r"does not fit this run's time_sampler: expected draws, got \['odd"):
+        run(fresh(), plan(), tmp_path / "other", resume=odd)
+
+
+def test_parts_that_remember_nothing_leave_no_trace(parts: Parts, tmp_path: Path) -> None:
+    run(parts, plan(steps=1), tmp_path)
+    assert "parts" not in load_checkpoint(tmp_path / "checkpoints" / "step-0000001").tensors
