@@ -185,9 +185,15 @@ def load(path: Path, *, only: tuple[str, ...] | None = None) -> Checkpoint:
 
 
 def restore(
-    checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], ema: EMA, optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint,
+    parameters: Mapping[str, nn.Parameter],
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    optimized: Mapping[str, nn.Parameter] | None = None,
 ) -> None:
     """Load a checkpoint into a training, every name accounted for.
+
+    `optimized`: all that the optimiser trains, where that is more than the model's parameters.
 
     Raises:
         WrongInput: names or shapes differ, as when it was written by another recipe.
@@ -196,7 +202,7 @@ def restore(
     copy_into(parameters, checkpoint.tensors["model"])
     try:
         ema.load_state_dict({"averages": checkpoint.tensors["ema"], "updates": checkpoint.facts["ema"]})
-        load_named_state(optimizer, parameters.items(), checkpoint.tensors["optimizer"])
+        load_named_state(optimizer, (optimized or parameters).items(), checkpoint.tensors["optimizer"])
     except ValueError as error:
         raise WrongInput(f"{checkpoint.path} does not fit this run: {error}") from error
 

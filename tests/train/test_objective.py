@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mdmkit.diffusion import Diffusion
 from mdmkit.schedules import Cosine, shift_levels
 from mdmkit.targets import SPACES, convert, mse
-from mdmkit.train.objective import Objective, pyramid_loss
+from mdmkit.train.objective import Objective, pyramid_loss, row_losses
 from mdmkit.weighting import Uniform
 
 SIZES = ((4, 4), (8, 8))
@@ -42,7 +42,7 @@ def times(seed: int, rows: int) -> Tensor:
 def loss_of(said: Levels, x: Levels, eps: Levels, t: Tensor, *, diffusion: Diffusion, **how: Any) -> Tensor:
     """The loss of predictions at the noisy pictures of x and eps."""
     z = diffusion.noisy(x, eps, t)
-    return pyramid_loss(said, z, x, eps, t, diffusion=diffusion, **how)
+    return pyramid_loss(said, z, x, eps, t, diffusion=diffusion, **how).trained
 
 
 @attrs.frozen
@@ -101,6 +101,33 @@ def test_each_level_is_the_mean_over_its_own_rows(seed: int, outer: int, space: 
     ]
     for r in range(2):
         assert torch.allclose(together[r], torch.stack(alone[r]).mean())
+
+
+def test_learned_weights_and_importance_by_row() -> None:
+    x, eps, said, t = draw(0, 3, 2), draw(1, 3, 2), draw(2, 3, 2), times(3, 3)
+    process, importance = diffusion(), torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+
+    def u(logsnr: Tensor, level: int) -> Tensor:
+        return logsnr / 3 + level
+
+    z = process.noisy(x, eps, t)
+    how: dict[str, Any] = {"loss_space": "eps", "pixel_loss": mse, "weighting": Steep()}
+    plain = pyramid_loss(said, z, x, eps, t, diffusion=process, **how)
+    learned = pyramid_loss(
+        said, z, x, eps, t, diffusion=process, uncertainty=u, importance=importance, **how
+    )
+    assert torch.equal(plain.plain, plain.trained)
+    for r, rows in enumerate(plain.rows):
+        assert torch.allclose(rows.mean(), plain.trained[r])
+        counted = importance[: len(rows)]
+        assert torch.allclose(learned.plain[r], (counted * rows).mean())
+        at = u(process.logsnr(t[: len(rows)], r), r)
+        assert torch.allclose(learned.rows[r], rows / at.exp())
+        assert torch.allclose(learned.trained[r], (counted * (rows / at.exp() + at)).mean())
+    # rows of the outer level count for those that stop early too
+    total = row_losses(plain.rows, torch.tensor([1.0, 4.0], dtype=torch.float64))
+    assert torch.allclose(total.mean(), plain.trained[0] + 4 * plain.trained[1])
+    assert torch.allclose(total[2], plain.rows[0][2])
 
 
 def test_shares_leave_the_loss_unbiased() -> None:
@@ -172,7 +199,7 @@ def objective(net: Net, words: Words) -> Objective:
 
 def test_gradients_reach_network_and_text_and_only_levels_that_run() -> None:
     net, words = Net(), Words()
-    loss = objective(net, words)(draw(0, 3), draw(1, 3), times(0, 3), captions=["a", "bb", ""])
+    loss = objective(net, words)(draw(0, 3), draw(1, 3), times(0, 3), captions=["a", "bb", ""]).trained
     assert loss.shape == (1,)
     loss.sum().backward()
     inner, outer = net.scales
@@ -186,8 +213,8 @@ def test_gradients_reach_network_and_text_and_only_levels_that_run() -> None:
 def test_a_level_more_leaves_the_losses_below_as_they_are() -> None:
     model = objective(Net(), Words())
     x, eps, t = draw(0, 3, 2), draw(1, 3, 2), times(0, 3)
-    both = model(x, eps, t, captions=["a", "bb", ""])
-    inner = model(x[:1], eps[:1], t, captions=["a", "bb", ""])
+    both = model(x, eps, t, captions=["a", "bb", ""]).trained
+    inner = model(x[:1], eps[:1], t, captions=["a", "bb", ""]).trained
     assert torch.equal(both[:1], inner)
 
 
@@ -203,7 +230,7 @@ def test_scaled_pictures_are_trained_on_as_if_they_were_so(seed: int, scale: flo
 
     how: dict[str, Any] = {"loss_space": "x0", "pixel_loss": mse, "weighting": Uniform()}
     scaled = attrs.evolve(diffusion(), scales=(1.0, scale))
-    ours = Objective(Nest(), None, diffusion=scaled, **how)(x, eps, t)
-    plain = Objective(Nest(), None, diffusion=diffusion(), **how)((x[0], x[1] * scale), eps, t)
+    ours = Objective(Nest(), None, diffusion=scaled, **how)(x, eps, t).trained
+    plain = Objective(Nest(), None, diffusion=diffusion(), **how)((x[0], x[1] * scale), eps, t).trained
     assert torch.equal(ours, plain)
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
