@@ -79,7 +79,11 @@ def draw(
             apart = getattr(nest, "sees_padding", False)
             batches = encoded(text, captions, negative, batch=batch, apart=apart)
         for indices, told in batches:
-            make = partial(guided, Denoiser(nest, diffusion, **told._asdict()), drawing.guidance)
+            denoiser = Denoiser(nest, diffusion, **told._asdict())
+
+            def make(denoiser: Denoiser = denoiser) -> PairedDenoise:
+                return guided(denoiser.fresh(), drawing.guidance)
+
             z = sample_pyramid(
                 make() if windows is None else windows.wrap(make),
                 diffusion,

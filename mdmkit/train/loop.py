@@ -20,7 +20,7 @@ from mdmkit.streams import seed_of
 from mdmkit.times import LearnsFromLosses
 
 from .conditions import micro_conditions, text_conditions
-from .draws import Rows, draw_noise, dropped, micro_batches
+from .draws import Rows, draw_noise, dropped, micro_batches, self_conditioned
 from .ema import EMA
 from .objective import Losses, Objective, row_losses
 from .optim import named_state
@@ -309,7 +309,9 @@ def forward(
     x = pyramid(pictures, sizes, rows.per_level, frames=parts.frames)
     eps = draw_noise(rows, parts.resolutions, seed=plan.seed, step=step, device=device)
     t = parts.time_sampler.draw(plan.seed, step, list(rows.places), plan.batch)
-    given = {}
+    given: dict[str, Any] = {}
+    if getattr(parts.nest, "self_conditioning", False):
+        given["estimated"] = self_conditioned(rows, seed=plan.seed, step=step)
     if isinstance(parts.time_sampler, LearnsFromLosses):
         given["importance"] = parts.time_sampler.importance(t).to(device)
     t = t.to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,17 +121,22 @@ class Objective(nn.Module):
         cond_mask: Tensor | None = None,
         micros: Mapping[str, Tensor] | None = None,
         importance: Tensor | None = None,
+        estimated: Sequence[bool] | None = None,
     ) -> Losses:
         """Losses by level of the pictures `x`, with the noise and times that they are given.
 
         Text comes as captions (encoded here) or as features `cond`, never both. `importance` (B,) as for
-        `pyramid_loss`.
+        `pyramid_loss`. `estimated` (B,): rows for which the network is shown its own estimate, of a forward
+        pass of these rows before; None: it is built without self-conditioning.
         """
         if self.text is not None and captions is not None:
             cond, cond_mask = self.text(captions)
         x = self.diffusion.scaled(x)
         z = self.diffusion.noisy(x, eps, t)
-        prediction = self.nest(z, t, cond, cond_mask, micros)
+        told: dict[str, Any] = {}
+        if estimated is not None and any(estimated):
+            told["previous"] = self.estimates(z, t, estimated, cond, cond_mask, micros)
+        prediction = self.nest(z, t, cond, cond_mask, micros, **told)
         # autocast ends here: losses are taken in float32
         with torch.autocast(t.device.type, enabled=False):
             return pyramid_loss(
@@ -147,3 +152,34 @@ class Objective(nn.Module):
                 uncertainty=self.uncertainty,
                 importance=importance,
             )
+
+    @torch.no_grad()
+    def estimates(
+        self,
+        z: Pyramid,
+        t: Tensor,
+        estimated: Sequence[bool],
+        cond: Tensor | None,
+        cond_mask: Tensor | None,
+        micros: Mapping[str, Tensor] | None,
+    ) -> list[Tensor | None]:
+        """What the network says of some rows without an estimate, at each level, zero for the others."""
+        picked = [row for row, yes in enumerate(estimated) if yes]
+
+        def some(x: Tensor) -> Tensor:
+            return x[[row for row in picked if row < len(x)]]
+
+        levels = sum(picked[0] < len(level) for level in z)
+        seen, at = [some(level) for level in z[:levels]], some(t)
+        text = [None if x is None else some(x) for x in (cond, cond_mask)]
+        said = self.nest(seen, at, *text, micros and {key: some(value) for key, value in micros.items()})
+        # older versions of torch hand the weights that autocast has cast here, which know no gradient, to the
+        # pass that needs them (pytorch issue 112583)
+        torch.clear_autocast_cache()
+        scales = [self.diffusion.alpha_sigma(at, r, like=level) for r, level in enumerate(seen)]
+        previous: list[Tensor | None] = [None] * len(z)
+        for r, x0 in enumerate(self.diffusion.estimates(said, seen, scales)):
+            whole = torch.zeros_like(z[r])
+            whole[[row for row in picked if row < len(z[r])]] = x0
+            previous[r] = whole
+        return previous

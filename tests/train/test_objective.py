@@ -17,6 +17,7 @@ from mdmkit.schedules import Cosine, shift_levels
 from mdmkit.targets import SPACES, convert, mse
 from mdmkit.train.objective import Objective, pyramid_loss, row_losses
 from mdmkit.weighting import Uniform
+from tests.nn import nests
 
 SIZES = ((4, 4), (8, 8))
 
@@ -234,3 +235,67 @@ def test_scaled_pictures_are_trained_on_as_if_they_were_so(seed: int, scale: flo
     plain = Objective(Nest(), None, diffusion=diffusion(), **how)((x[0], x[1] * scale), eps, t).trained
     assert torch.equal(ours, plain)
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+class Echo(nn.Module):
+    """Says something of z and of what it is shown; keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.calls: list[dict[str, Any]] = []
+
+    def forward(self, z, t, cond=None, cond_mask=None, micros=None, *, previous=None):
+        self.calls.append({"z": z, "t": t, "cond": cond, "micros": micros, "previous": previous})
+        shown = [0.0 if x is None else x for x in previous or [None] * len(z)]
+        return tuple(self.scale * level + old for level, old in zip(z, shown, strict=True))
+
+
+@pytest.mark.parametrize("estimated", [(True, False, True, True), (False, False, True, False)])
+def test_rows_are_shown_what_the_network_says_of_them_alone(estimated: tuple[bool, ...]) -> None:
+    net, process = Echo(), attrs.evolve(diffusion("eps"), scales=(1.0, 0.5))
+    model = Objective(net, None, diffusion=process, loss_space="eps", pixel_loss=mse, weighting=Uniform())
+    x, eps, t = draw(0, 4, 2), draw(1, 4, 2), times(0, 4)
+    told = {"cond": torch.randn(4, 2, 4), "micros": {"scale": torch.arange(4.0)}}
+    model(x, eps, t, estimated=estimated, **told)
+    first, second = net.calls
+    picked = [row for row, yes in enumerate(estimated) if yes]
+    assert torch.equal(first["t"], t[picked])
+    assert torch.equal(first["cond"], told["cond"][picked])
+    assert torch.equal(first["micros"]["scale"], told["micros"]["scale"][picked])
+    assert first["previous"] is None
+    assert len(first["z"]) == (2 if picked[0] < 2 else 1), "a level of which no row is picked does not run"
+    for r, (level, previous) in enumerate(zip(second["z"], second["previous"], strict=True)):
+        inside = [row for row in picked if row < len(level)]
+        if not inside:
+            assert previous is None
+            continue
+        assert torch.equal(first["z"][r], level[inside])
+        assert not previous.requires_grad
+        others = [row for row in range(len(level)) if row not in inside]
+        assert not previous[others].any()
+        for row in inside:
+            alpha, sigma = (float(scale[row]) for scale in process.alpha_sigma(t, r))
+            x0 = (level[row] - sigma * 0.3 * level[row]) / alpha
+            limit = (1.0, 0.5)[r]
+            assert torch.allclose(previous[row], x0.clamp(-limit, limit))
+            assert previous[row].abs().max() <= limit
+    # nothing is asked twice where nobody is shown anything
+    net.calls.clear()
+    model(x, eps, t, estimated=[False] * 4, **told)
+    assert [call["previous"] for call in net.calls] == [None]
+
+
+def test_an_estimate_takes_no_gradient_away_under_autocast() -> None:
+    torch.manual_seed(0)
+    net = nests.nest(1, self_conditioning=True, dtype=torch.float32)
+    nests.stir(net)
+    how: dict[str, Any] = {"loss_space": "v", "pixel_loss": mse, "weighting": Uniform()}
+    model = Objective(net, None, diffusion=diffusion(levels=1), **how)
+    x, eps = (torch.randn(2, 3, 4, 4) for _ in range(2))
+    told = nests.told(2)
+    told = {"cond": told["cond"].float(), "cond_mask": told["cond_mask"], "micros": told["micros"]}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        said = model((x,), (eps,), torch.tensor([0.4, 0.6]), estimated=[True, False], **told)
+    said.trained.sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []

@@ -169,10 +169,11 @@ LEARNS = """
 weighting = { use = "learned", channels = 16 }
 time_sampler = { use = "loss_aware", bins = 2, floor = 0.3 }
 """
+SHOWN = tiny.RECIPE.replace("norm_groups = 4", "norm_groups = 4\nself_conditioning = true")
 
 
 def test_what_is_learned_beside_the_model_goes_on_too(tmp_path: Path) -> None:
-    recipe = tiny.write_recipe(tmp_path, tiny.RECIPE + LEARNS)
+    recipe = tiny.write_recipe(tmp_path, SHOWN + LEARNS)
     assert tiny.here("run", recipe, "--out", tmp_path / "one").code == 0
     stopped = tiny.here("run", recipe, "--out", tmp_path / "two", *tiny.STOP, STOP_AT="7", STOP_BY="SIGINT")
     assert stopped.code == 130
@@ -182,6 +183,7 @@ def test_what_is_learned_beside_the_model_goes_on_too(tmp_path: Path) -> None:
     end = tiny.tensors(tmp_path / "one", 12)
     assert float(end["parts:time_sampler.draws"].sum()) == 12 * 8
     assert float(early["parts:time_sampler.draws"].min()) >= 10, "losses decide before it is stopped"
+    assert all(end[f"model:levels.{r}.conv_self.weight"].abs().max() > 0 for r in range(2))
     assert end["parts:weighting.levels.1.weight"].abs().max() > 0
     assert "optimizer:exp_avg/weighting.levels.0.bias" in end
     # no part of the model, nor averaged: the folder is that of a model without them
@@ -190,6 +192,7 @@ def test_what_is_learned_beside_the_model_goes_on_too(tmp_path: Path) -> None:
     assert drawn.code == 0, drawn.err
     # the log has the loss before the weights: at the first step they are 1
     first = tiny.numbers(tmp_path / "one")[0]
+    # and what is shown of itself counts nothing
     plain = tiny.write_recipe(tmp_path, tiny.RECIPE)
     few = ("--set", "train.steps=1", "--set", "sample.count=1")
     assert tiny.here("run", plain, "--out", tmp_path / "plain", *few).code == 0
@@ -197,7 +200,7 @@ def test_what_is_learned_beside_the_model_goes_on_too(tmp_path: Path) -> None:
 
 
 def test_ranks_agree_on_what_they_have_seen(tmp_path: Path) -> None:
-    recipe = tiny.write_recipe(tmp_path, tiny.RECIPE + LEARNS)
+    recipe = tiny.write_recipe(tmp_path, SHOWN + LEARNS)
     sets = ("--set", "train.sample_every=12")
     assert tiny.here("run", recipe, "--out", tmp_path / "one", *sets).code == 0
     done = tiny.mdmkit("run", recipe, "--out", tmp_path / "two", *sets, ranks=2)
