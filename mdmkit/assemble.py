@@ -282,7 +282,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
     import torch
 
     from mdmkit.streams import seed_of
-    from mdmkit.train.loop import Parts, trained_parameters
+    from mdmkit.train.loop import Parts, beside_the_model, trained_parameters
     from mdmkit.train.objective import Objective
 
     source = dataset(recipe, registry)  # first: what is wrong with files is known soonest
@@ -296,6 +296,9 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         compile_blocks(network.blocks())
     learns = text is not None and getattr(text, "trainable", False)
     hold_empty_features(recipe, text, source)
+    weights = weighting(recipe, registry)
+    heads = weights.heads(len(recipe.model.levels)).to(device) if hasattr(weights, "heads") else None
+    trained = trained_parameters(network, text) | beside_the_model(heads)
     return Parts(
         nest=network,
         text=text,
@@ -305,16 +308,18 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
             diffusion=diffusion(recipe, registry),
             loss_space=recipe.diffusion.loss_space,
             pixel_loss=loss(recipe, registry),
-            weighting=weighting(recipe, registry),
+            weighting=weights,
+            uncertainty=heads,
         ),
         dataset=source,
-        optimizer=optimizer(recipe, registry, list(trained_parameters(network, text).items())),
+        optimizer=optimizer(recipe, registry, list(trained.items())),
         lr_schedule=lr_schedule(recipe, registry),
         resolution_sampler=resolution_sampler(recipe, registry),
         growth=growth(recipe, registry),
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
         frames=frames(recipe),
+        weighting=heads,
     )
 
 

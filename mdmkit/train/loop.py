@@ -17,17 +17,18 @@ from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.pyramid import pyramid
 from mdmkit.resolutions import rows_per_level
 from mdmkit.streams import seed_of
+from mdmkit.times import LearnsFromLosses
 
 from .conditions import micro_conditions, text_conditions
-from .draws import Rows, draw_noise, dropped, micro_batches
+from .draws import Rows, draw_noise, dropped, micro_batches, self_conditioned
 from .ema import EMA
-from .objective import Objective
+from .objective import Losses, Objective, row_losses
 from .optim import named_state
 from .parallel import World, autocast
 from .signals import Interrupted, stop_signals
-from .state import Checkpoint, restore, save
+from .state import Checkpoint, load_parts, parts_state, restore, save
 
-__all__ = ["Parts", "Plan", "reached_rows", "train", "trained_parameters"]
+__all__ = ["Parts", "Plan", "beside_the_model", "reached_rows", "train", "trained_parameters"]
 
 
 @attrs.frozen
@@ -65,6 +66,12 @@ class Parts:
     time_sampler: Any
     resolutions: tuple[tuple[int, int], ...]
     frames: tuple[int, ...] | None = None  # of each level's pictures, where these are grids of frames
+    weighting: nn.Module | None = None  # what a learned weighting learns; no part of the model
+
+    def remembering(self) -> dict[str, Any]:
+        """The parts that may decide by what they have seen, by their names in a checkpoint."""
+        names = ("growth", "lr_schedule", "resolution_sampler", "time_sampler", "weighting")
+        return {name: getattr(self, name) for name in names}
 
 
 def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.Parameter]:
@@ -73,6 +80,13 @@ def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.
     if text is not None and getattr(text, "trainable", False):
         named |= {f"text.{name}": parameter for name, parameter in text.named_parameters()}
     return named
+
+
+def beside_the_model(weighting: nn.Module | None) -> dict[str, nn.Parameter]:
+    """What the optimiser trains that is no part of the model: `weighting.*`, neither averaged nor clipped."""
+    if weighting is None:
+        return {}
+    return {f"weighting.{name}": parameter for name, parameter in weighting.named_parameters()}
 
 
 def reached_rows(
@@ -122,6 +136,7 @@ def train(
     """
     levels = len(parts.resolutions)
     parameters = trained_parameters(parts.nest, parts.text)
+    optimized = parameters | beside_the_model(parts.weighting)
     ema = EMA(parameters, decay=plan.ema)
     for group in parts.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -129,7 +144,8 @@ def train(
     # since the log's last line: losses and gradient norm, and the steps that each (level) took part in
     sums, taken = torch.zeros(levels + 1, dtype=torch.float64, device=device), [0] * (levels + 1)
     if resume is not None:
-        restore(resume, parameters, ema, parts.optimizer)
+        restore(resume, parameters, ema, parts.optimizer, optimized)
+        load_parts(resume, parts.remembering())
         step, bad_steps, bad_in_row = resume.step, resume.facts["bad_steps"], resume.facts["bad_in_row"]
         sums, taken = (
             torch.tensor(resume.facts["sums"], dtype=torch.float64, device=device),
@@ -139,6 +155,7 @@ def train(
             skipped, truncated = resume.facts["skipped"], resume.facts["truncated"]
     weights = torch.tensor(plan.level_weights or [1.0] * levels, device=device)
     objective = world.wrap(parts.objective)
+    times = parts.time_sampler if isinstance(parts.time_sampler, LearnsFromLosses) else None
     parts.nest.train()
 
     def rows_of(at: int) -> list[Rows]:
@@ -192,8 +209,10 @@ def train(
             tensors = {
                 "model": parameters,
                 "ema": ema.averages,
-                "optimizer": named_state(parts.optimizer, parameters.items()),
+                "optimizer": named_state(parts.optimizer, optimized.items()),
             }
+            if remembered := parts_state(parts.remembering()):
+                tensors["parts"] = remembered
             before_checkpoint()  # the log reaches the disk first: it never ends before a visible checkpoint
             on_checkpoint(step, save(run_dir / "checkpoints", step, tensors, facts, texts, keep=plan.keep))
         world.barrier()
@@ -220,6 +239,7 @@ def train(
             reached = len(micros[0].per_level)
             cut = getattr(parts.text, "truncated", 0)
             losses = torch.zeros(levels, device=device)
+            seen: Tensor | None = None
             offset = 0
             for index, rows in enumerate(micros):
                 part = batch.rows(offset, offset + len(rows.places))
@@ -228,9 +248,12 @@ def train(
                 torch.manual_seed(seed_of(plan.seed, step, rows.places[0], "dropout"))
                 last = index == len(micros) - 1
                 with contextlib.nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
-                    by_level = forward(objective, parts, plan, part, rows, step, device)
-                    ((by_level * weights[:reached]).sum() / len(micros)).backward()
-                losses[:reached] += by_level.detach() / len(micros)
+                    said, t = forward(objective, parts, plan, part, rows, step, device)
+                    ((said.trained * weights[:reached]).sum() / len(micros)).backward()
+                losses[:reached] += said.plain / len(micros)
+                if times is not None:
+                    told = times.tally(t, row_losses(said.rows, weights))
+                    seen = told if seen is None else seen + told
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), plan.clip or float("inf"))
             finite = torch.isfinite(losses).all() & torch.isfinite(norm)
             # the one moment of a step at which the CPU waits for the device
@@ -253,6 +276,8 @@ def train(
                 bad_in_row = 0
                 parts.optimizer.step()
                 ema.update()
+                if times is not None and seen is not None:
+                    times.observe(world.total(seen))
                 sums += torch.cat([losses, norm.reshape(1)]).double()
                 taken = [count + (r < reached or r == levels) for r, count in enumerate(taken)]
             parts.optimizer.zero_grad(set_to_none=True)
@@ -277,18 +302,24 @@ def train(
 
 def forward(
     objective: nn.Module, parts: Parts, plan: Plan, batch: Batch, rows: Rows, step: int, device: torch.device
-) -> Tensor:
-    """The losses by level of one micro-batch, with all its draws."""
+) -> tuple[Losses, Tensor]:
+    """The losses of one micro-batch, with all its draws, and the times of its rows."""
     pictures = batch.images.to(device, non_blocking=True).float() / 127.5 - 1
     sizes = parts.resolutions[: len(rows.per_level)]
     x = pyramid(pictures, sizes, rows.per_level, frames=parts.frames)
     eps = draw_noise(rows, parts.resolutions, seed=plan.seed, step=step, device=device)
-    t = parts.time_sampler.draw(plan.seed, step, list(rows.places), plan.batch).to(device)
+    t = parts.time_sampler.draw(plan.seed, step, list(rows.places), plan.batch)
+    given: dict[str, Any] = {}
+    if getattr(parts.nest, "self_conditioning", False):
+        given["estimated"] = self_conditioned(rows, seed=plan.seed, step=step)
+    if isinstance(parts.time_sampler, LearnsFromLosses):
+        given["importance"] = parts.time_sampler.importance(t).to(device)
+    t = t.to(device)
     drop = dropped(rows, plan.caption_dropout, seed=plan.seed, step=step)
     micros = micro_conditions(parts.nest, batch, device)
     try:
         text = text_conditions(parts.text, batch, drop, device)
         with autocast(plan.precision, device):
-            return objective(x, eps, t, micros=micros, **text)
+            return objective(x, eps, t, micros=micros, **text, **given), t
     except ValueError as error:  # a component's own words: an unknown class, a caption without features
         raise MdmkitError(f"step {step + 1}: {error}") from error

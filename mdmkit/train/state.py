@@ -28,6 +28,8 @@ __all__ = [
     "damaged",
     "latest",
     "load",
+    "load_parts",
+    "parts_state",
     "restore",
     "save",
     "write_whole",
@@ -38,7 +40,10 @@ FACTS = "state.json"
 
 @attrs.frozen
 class Checkpoint:
-    """A loaded checkpoint: `tensors["model" | "ema" | "optimizer"]` by parameter name; `facts`."""
+    """A loaded checkpoint: `tensors["model" | "ema" | "optimizer"]` by parameter name; `facts`.
+
+    `tensors["parts"]`, where there is any: what parts of the training remember, as `parts_state` gives it.
+    """
 
     path: Path
     facts: dict[str, Any]
@@ -180,9 +185,15 @@ def load(path: Path, *, only: tuple[str, ...] | None = None) -> Checkpoint:
 
 
 def restore(
-    checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], ema: EMA, optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint,
+    parameters: Mapping[str, nn.Parameter],
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    optimized: Mapping[str, nn.Parameter] | None = None,
 ) -> None:
     """Load a checkpoint into a training, every name accounted for.
+
+    `optimized`: all that the optimiser trains, where that is more than the model's parameters.
 
     Raises:
         WrongInput: names or shapes differ, as when it was written by another recipe.
@@ -191,9 +202,51 @@ def restore(
     copy_into(parameters, checkpoint.tensors["model"])
     try:
         ema.load_state_dict({"averages": checkpoint.tensors["ema"], "updates": checkpoint.facts["ema"]})
-        load_named_state(optimizer, parameters.items(), checkpoint.tensors["optimizer"])
+        load_named_state(optimizer, (optimized or parameters).items(), checkpoint.tensors["optimizer"])
     except ValueError as error:
         raise WrongInput(f"{checkpoint.path} does not fit this run: {error}") from error
+
+
+def parts_state(parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What parts of a training remember, flat: `time_sampler.squares` -> tensor.
+
+    A part remembers where it has `state_dict()`, flat names to tensors, and `load_state_dict(state)`, which
+    raises ValueError for what is not its own; others are passed over.
+    """
+    return {
+        f"{name}.{key}": value
+        for name, part in parts.items()
+        if hasattr(part, "state_dict")
+        for key, value in part.state_dict().items()
+    }
+
+
+def load_parts(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:
+    """Give each part what `parts_state` had of it.
+
+    Raises:
+        WrongInput: something is stored of a part that remembers nothing, nothing of one that does, or it is
+            not its own.
+    """
+    stored = checkpoint.tensors.get("parts", {})
+    kept = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+    given: dict[str, dict[str, Tensor]] = {name: {} for name, part in kept.items() if part.state_dict()}
+    for key, value in stored.items():
+        name, _, inside = key.partition(".")
+        given.setdefault(name, {})[inside] = value
+    for name, state in given.items():
+        if name not in kept or not state:
+            what = "remembers nothing" if state else "remembers something"
+            has = "has" if state else "has nothing"
+            raise WrongInput(
+                f"{checkpoint.path} {has} of the {name}, but this run's {what}: it is another component; "
+                "resume with the one that the run was begun with"
+            )
+        try:
+            kept[name].load_state_dict(state)
+        except (ValueError, RuntimeError) as error:  # a module's own is a RuntimeError of many lines
+            said = " ".join(str(error).split())
+            raise WrongInput(f"{checkpoint.path} does not fit this run's {name}: {said}") from error
 
 
 @torch.no_grad()

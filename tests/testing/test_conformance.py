@@ -113,6 +113,13 @@ def test_every_kind_has_a_protocol_and_a_built_in(kind: str, registry: Registry)
     assert registry.names(kind)
 
 
+@pytest.mark.parametrize("kind", ["core", "shell"])
+def test_levels_that_are_shown_their_estimate_conform(kind: str, registry: Registry) -> None:
+    entry = registry.find(kind, "unet")
+    settings = entry.component.settings(**SMALL_UNET, self_conditioning=True)
+    check_component(entry.component, settings=settings, registry=registry)
+
+
 def test_samples_name_components_that_exist() -> None:
     assert set(SAMPLES) <= {name_of(entry) for entry in BUILTINS.entries()}
 
