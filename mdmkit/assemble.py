@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe import Recipe
     from mdmkit.sampling.draw import Drawing
-    from mdmkit.train.loop import Parts, Plan
+    from mdmkit.train.loop import Parts, Phase, Plan
 
 __all__ = [
     "cond_dim",
@@ -28,7 +28,6 @@ __all__ = [
     "diffusion",
     "drawing",
     "frames",
-    "growth",
     "guidance",
     "loggers",
     "loss",
@@ -96,7 +95,23 @@ def nest(
         inner = registry.build(level.network, kind="shell", **told, **where)
         shells.append(inner)
     attend = registry.build(recipe.model.attend, kind="attention")
-    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend)
+    return NestedUNet(
+        core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend, lift=lift(recipe, levels)
+    )
+
+
+def lift(recipe: Recipe, levels: int | None = None) -> tuple[float, ...] | None:
+    """What each shell adds of the prediction inside: where that is a picture, the same picture at its scale.
+
+    None for other predictions, and for grids of frames, whose levels have their frames in other places.
+    """
+    from mdmkit.diffusion import signal_scales
+
+    said = recipe.diffusion
+    if said.prediction != "x0" or frames(recipe) is not None:
+        return None
+    scales = signal_scales(resolutions(recipe, levels), scale=said.signal_scale, power=said.signal_scale_power)
+    return tuple(outer / inner for inner, outer in zip(scales, scales[1:], strict=False))
 
 
 def text_encoder(
@@ -157,11 +172,6 @@ def resolution_sampler(recipe: Recipe, registry: Registry, *, levels: int | None
     return registry.build(recipe.train.levels, kind="resolution_sampler", levels=levels)
 
 
-def growth(recipe: Recipe, registry: Registry) -> Any:
-    """Which levels exist at a step."""
-    return registry.build(recipe.growth, kind="growth", levels=len(recipe.model.levels))
-
-
 def optimizer(recipe: Recipe, registry: Registry, params: Iterable[Any]) -> torch.optim.Optimizer:
     """The optimiser of these parameters (tensors, groups, or (name, tensor) pairs, as torch takes them)."""
     return registry.build(recipe.train.optimizer, kind="optimizer", params=params)
@@ -216,16 +226,22 @@ def drawing(recipe: Recipe, registry: Registry) -> Drawing:
     )
 
 
-def plan(recipe: Recipe) -> Plan:
-    """The numbers of a training: the [train] table, with what it shares with others."""
-    from mdmkit.train.loop import Plan
+def plan(recipe: Recipe, phase: Phase | None = None) -> Plan:
+    """The numbers of a training: the [train] table, with what it shares with others.
+
+    phase: where it stands among the stages of a growing network; the recipe is that of the stage.
+    """
+    from mdmkit.train.loop import Phase, Plan
+
+    phase = phase or Phase()
 
     said = recipe.train
     if said.steps is None or said.batch is None:
         raise ValueError("a training needs train.steps and train.batch")
     return Plan(
-        steps=said.steps,
+        steps=phase.first + said.steps,
         batch=said.batch,
+        phase=phase,
         seed=recipe.run.seed,
         accumulate=said.accumulate,
         clip=said.clip,
@@ -275,7 +291,6 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         optimizer=optimizer(recipe, registry, list(trained_parameters(network, text).items())),
         lr_schedule=lr_schedule(recipe, registry),
         resolution_sampler=resolution_sampler(recipe, registry),
-        growth=growth(recipe, registry),
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
         frames=frames(recipe),
