@@ -6,6 +6,7 @@ Everything heavy is imported where it is used. A recipe comes from `mdmkit.recip
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +111,11 @@ def lift(recipe: Recipe, levels: int | None = None) -> tuple[float, ...] | None:
     said = recipe.diffusion
     if said.prediction != "x0" or frames(recipe) is not None:
         return None
-    scales = signal_scales(resolutions(recipe, levels), scale=said.signal_scale, power=said.signal_scale_power)
-    return tuple(outer / inner for inner, outer in zip(scales, scales[1:], strict=False))
+    scales = signal_scales(
+        resolutions(recipe, levels), scale=said.signal_scale, power=said.signal_scale_power
+    )
+    count = len(resolutions(recipe, levels))
+    return tuple(outer / inner for inner, outer in pairwise(scales or (1.0,) * count))
 
 
 def text_encoder(

@@ -60,7 +60,7 @@ class Watch:
     flat: int = 0
 
     def reached(self, loss: float) -> bool:
-        """Take in the loss of a step; whether the stage ends with it. A loss that is no number is left out."""
+        """Take in the loss of a step, where it is a number; whether the stage ends with it."""
         if not math.isfinite(loss):
             return False
         self.total, self.steps = self.total + loss, self.steps + 1
@@ -124,7 +124,8 @@ class Stage:
 
 def stage_of(said: Any) -> Stage:
     """A stage from anything with some of its fields, as settings have them."""
-    given = {field.name: getattr(said, field.name) for field in attrs.fields(Stage) if hasattr(said, field.name)}
+    names = [field.name for field in attrs.fields(Stage)]
+    given = {name: getattr(said, name) for name in names if hasattr(said, name)}
     plateau = given.get("plateau")
     if plateau is not None:
         given["plateau"] = Plateau(**{f.name: getattr(plateau, f.name) for f in attrs.fields(Plateau)})
@@ -209,14 +210,26 @@ class Staged:
 
 
 @attrs.frozen
-class NoGrowth(Staged):
+class NoGrowth:
     """All levels from the first step on: one stage."""
 
-    stages: tuple[Stage, ...] = attrs.field(init=False)
+    preserves: ClassVar[bool] = True
+    levels: int
 
-    @stages.default  # pyright: ignore[reportAttributeAccessIssue]
-    def _one(self) -> tuple[Stage, ...]:
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The one, as long as the recipe's [train] says."""
         return (Stage(levels=self.levels),)
+
+    def network(self, settings: Any, stage: int, level: int) -> Any:
+        """The settings as they are."""
+        return settings
+
+    def carry(
+        self, old: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], *, moment: int = 0
+    ) -> dict[str, Tensor]:
+        """Everything as it is."""
+        return dict(old)
 
 
 @attrs.frozen

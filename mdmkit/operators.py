@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -69,28 +69,48 @@ def parts(name: str, like: Tensor, count: int, split: float) -> Tensor:
     return shares.to(like.device, like.dtype)
 
 
-BLOCK = re.compile(r"(.*\.blocks\.)(\d+)(\..*)")
+BLOCK = re.compile(
+    r"(?P<stage>levels\.\d+\.)(?P<way>down|up)(?P<list>\.\d+\.blocks\.)(?P<index>\d+)\.(?P<rest>.*)"
+)
 
 
 def stacked(old: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """The parameters of a network, those of blocks that it has more copied from the block before them.
+    """The parameters of a network, those of residual blocks that it has more copied from blocks it had.
 
-    Raises ValueError where the block before has other shapes.
+    A block is copied from the nearest before it, on the way up else from the last of that stage on the way
+    down, that has its shapes. Raises ValueError where none has.
     """
-    out = dict(old)
+    new: dict[str, dict[str, Sequence[int]]] = {}
     for name, shape in shapes.items():
         match = BLOCK.fullmatch(name)
-        if name in out or match is None or int(match[2]) == 0:
-            continue
-        level = name.split(".")[1]
-        if not any(other.startswith(f"levels.{level}.") for other in old):
-            continue  # a level that is new as a whole
-        before = f"{match[1]}{int(match[2]) - 1}{match[3]}"
-        source = out.get(before)
-        if source is None or tuple(source.shape) != tuple(shape):
-            came = "nothing" if source is None else str(tuple(source.shape))
+        grown = match is not None and any(other.startswith(match["stage"]) for other in old)
+        if match is not None and grown and name not in old:
+            new.setdefault(name.removesuffix(match["rest"]), {})[match["rest"]] = tuple(shape)
+    out = dict(old)
+    for block, wanted in new.items():
+        source = next((like for like in candidates(block) if parameters_of(like, out) == wanted), None)
+        if source is None:
             raise ValueError(
-                f"{name}: stacking copies the block before it, expected a {tuple(shape)} at {before}, got {came}"
+                f"{block[:-1]}: stacking copies a block of the same stage and shapes, and there is none; "
+                "give the stage two blocks, or take deepen"
             )
-        out[name] = source.clone()
+        out |= {block + rest: out[source + rest].clone() for rest in wanted}
     return out
+
+
+def candidates(block: str) -> Iterator[str]:
+    """Names of blocks that one may be a copy of, the nearest first."""
+    match = BLOCK.fullmatch(block + "x")
+    assert match is not None
+    most = int(match["index"])
+    for way in dict.fromkeys((match["way"], "down")):
+        yield from (f"{match['stage']}{way}{match['list']}{i}." for i in reversed(range(most)))
+
+
+def parameters_of(block: str, tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
+    """Shapes of the parameters of a block, by their names in it."""
+    return {
+        name.removeprefix(block): tuple(value.shape)
+        for name, value in tensors.items()
+        if name.startswith(block)
+    }

@@ -40,10 +40,14 @@ class Stage:
     lr: float | None = opt(None, "learning rate in place of the optimizer's", gt=0.0)
     warmup: int = opt(0, "steps over which the learning rate of what is new rises", ge=0)
     shares: tuple[float, ...] | None = opt(
-        None, "part of the rows that stop at each level, low to high; as train.levels says where not given", ge=0.0
+        None,
+        "part of the rows that stop at each level, low to high; as train.levels says where not given",
+        ge=0.0,
     )
     rows: Use | None = slot(
-        "resolution_sampler", None, "in place of shares: which levels the rows train, steps counted in the stage"
+        "resolution_sampler",
+        None,
+        "in place of shares: which levels the rows train, steps counted in the stage",
     )
     plateau: Plateau | None = opt(None, "ends the stage early")
 
@@ -75,7 +79,9 @@ class WideStage(Stage):
 class DeepStage(Stage):
     """One stage of growth, with fewer residual blocks."""
 
-    extra_blocks: int | None = opt(None, "at most so many of the recipe's extra_blocks a stage of a U-Net", ge=0)
+    extra_blocks: int | None = opt(
+        None, "at most so many of the recipe's extra_blocks a stage of a U-Net", ge=0
+    )
 
 
 def stage_problems(stages: Sequence[Stage]) -> Found:
@@ -90,7 +96,10 @@ def stage_problems(stages: Sequence[Stage]) -> Found:
         if stage.steps is not None and stage.images is not None:
             yield f"{here}.images", "stands beside steps; leave one out"
         if stage.shares is not None and len(stage.shares) != stage.levels:
-            yield f"{here}.shares", f"expected one share a level of the stage, {stage.levels}, got {len(stage.shares)}"
+            yield (
+                f"{here}.shares",
+                f"expected one share a level of the stage, {stage.levels}, got {len(stage.shares)}",
+            )
         elif stage.shares is not None and abs(sum(stage.shares) - 1) > 1e-3:
             yield f"{here}.shares", f"expected shares whose sum is 1, got {list(stage.shares)}"
         if stage.shares is not None and stage.rows is not None:
@@ -106,7 +115,10 @@ def ramp_problems(here: str, name: str, stage: Any, before: int) -> Found:
     if not steps:
         return
     if before == 0:
-        yield f"{here}.{name}", "is for what a stage adds to the one before, and this is the first; leave it out"
+        yield (
+            f"{here}.{name}",
+            "is for what a stage adds to the one before, and this is the first; leave it out",
+        )
     elif stage.steps is not None and steps > stage.steps:
         yield f"{here}.{name}", f"{steps} steps are more than the stage's {stage.steps}"
     elif name != "warmup" and stage.levels == before:
@@ -151,7 +163,9 @@ class FadeIn:
 class Net2Wider:
     """Levels, and the width of levels, by stages: channels are repeated, so that nothing said changes."""
 
-    stages: tuple[WideStage, ...] = opt(help="one after the other, from narrow to wide and few levels to many")
+    stages: tuple[WideStage, ...] = opt(
+        help="one after the other, from narrow to wide and few levels to many"
+    )
     split: float = opt(
         0.5, "how unevenly weights are split among copies; 0: copies stay equal for ever", ge=0.0, lt=1.0
     )
@@ -163,7 +177,10 @@ class Net2Wider:
         for i, stage in enumerate(self.stages):
             here = f"stages[{i}].narrower"
             if isinstance(stage.narrower, tuple) and len(stage.narrower) != stage.levels:
-                yield here, f"expected one number a level of the stage, {stage.levels}, got {len(stage.narrower)}"
+                yield (
+                    here,
+                    f"expected one number a level of the stage, {stage.levels}, got {len(stage.narrower)}",
+                )
                 return
             for r in range(before.levels if before is not None else 0):
                 was, now = (divisor(one, r) for one in (before, stage) if one is not None)
@@ -171,7 +188,10 @@ class Net2Wider:
                     yield here, f"level {r} goes from 1/{was} to 1/{now} of its width, no whole multiple"
             before = stage
         if before is not None and any(divisor(before, r) != 1 for r in range(before.levels)):
-            yield f"stages[{len(self.stages) - 1}].narrower", "the last stage has the recipe's channels; leave it out"
+            yield (
+                f"stages[{len(self.stages) - 1}].narrower",
+                "the last stage has the recipe's channels; leave it out",
+            )
 
 
 def divisor(stage: WideStage, level: int) -> int:
@@ -184,17 +204,25 @@ def depth_problems(stages: Sequence[DeepStage]) -> Found:
     before = 0
     for i, stage in enumerate(stages):
         if stage.extra_blocks is not None and stage.extra_blocks < before:
-            yield f"stages[{i}].extra_blocks", f"{stage.extra_blocks} follow {before}; a stage never lowers them"
+            yield (
+                f"stages[{i}].extra_blocks",
+                f"{stage.extra_blocks} follow {before}; a stage never lowers them",
+            )
         before = max(before, stage.extra_blocks or 0)
     if stages and stages[-1].extra_blocks is not None:
-        yield f"stages[{len(stages) - 1}].extra_blocks", "the last stage has all of the recipe's; leave it out"
+        yield (
+            f"stages[{len(stages) - 1}].extra_blocks",
+            "the last stage has all of the recipe's; leave it out",
+        )
 
 
 @attrs.frozen
 class Deepen:
     """Levels, and extra residual blocks, by stages: new blocks start as the identity."""
 
-    stages: tuple[DeepStage, ...] = opt(help="one after the other, from shallow to deep and few levels to many")
+    stages: tuple[DeepStage, ...] = opt(
+        help="one after the other, from shallow to deep and few levels to many"
+    )
 
     def problems(self) -> Found:
         """What does not fit among these settings."""
@@ -204,9 +232,11 @@ class Deepen:
 
 @attrs.frozen
 class Stack:
-    """As deepen, but new blocks are copies of those before them: what the network says changes (not preserving)."""
+    """As deepen, but new blocks copy those before them: not preserving, what the network says changes."""
 
-    stages: tuple[DeepStage, ...] = opt(help="one after the other, from shallow to deep and few levels to many")
+    stages: tuple[DeepStage, ...] = opt(
+        help="one after the other, from shallow to deep and few levels to many"
+    )
 
     def problems(self) -> Found:
         """What does not fit among these settings."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mdmkit import assemble
 from mdmkit.errors import WrongInput
@@ -18,7 +18,7 @@ __all__ = ["build_report"]
 
 
 def build_report(recipe: Recipe, registry: Registry) -> str:
-    """Of each stage of a recipe: a table of shapes, parameters, FLOPs of a picture's forward, memory; its time."""
+    """A table of shapes, parameters, FLOPs, memory of each stage of a recipe; and how long it takes here."""
     from mdmkit.recipe.stages import growth_of, stage_recipe
 
     count = len(growth_of(recipe, registry).stages)

@@ -88,9 +88,7 @@ def command(
             )
         modules = list(dict.fromkeys([*run_facts(resume).get("plugins_by_module", []), *plugins]))
         registry = open_registry(modules)
-        parsed = resumed_recipe(
-            resume, sets, registry, allow_pipe=allow_pipe, fixed_model=from_stage is None
-        )
+        parsed = resumed_recipe(resume, sets, registry, allow_pipe=allow_pipe, fixed_model=from_stage is None)
         if out is not None and from_stage is not None:
             fork(resume, from_stage, out)
             resume = out

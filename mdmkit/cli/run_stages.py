@@ -152,7 +152,7 @@ def phase_of(recipe: Recipe, registry: Registry, index: int, *, first: int = 0, 
 
 
 def grown(recipe: Recipe, registry: Registry, folder: Path, *, device: torch.device | str) -> StageRun:
-    """The next stage, from the checkpoint that ends the one before it: what that holds, in a larger network."""
+    """The next stage, from the checkpoint that ends the one before it."""
     from mdmkit import model_folder
     from mdmkit.recipe.stages import growth_of
     from mdmkit.train.loop import trained_parameters
@@ -226,10 +226,14 @@ def fork(folder: Path, stage: int, out: Path) -> None:
     from mdmkit.train.logs import LOG_NAME, cut_back
     from mdmkit.train.state import checkpoints, ends_stage, read_facts
 
-    ends = {read_facts(path)["stage"]: path for path in checkpoints(folder / "checkpoints") if ends_stage(path)}
+    ends = {
+        read_facts(path)["stage"]: path for path in checkpoints(folder / "checkpoints") if ends_stage(path)
+    }
     if stage not in ends:
         has = f"only {', '.join(map(str, sorted(ends)))} have" if ends else "none has"
-        raise WrongInput(f"--from-stage {stage}: that stage of {folder} has not ended ({has}); let it train on")
+        raise WrongInput(
+            f"--from-stage {stage}: that stage of {folder} has not ended ({has}); let it train on"
+        )
     refuse_taken(out)
     aside = out.with_name(f".writing-{out.name}")
     shutil.rmtree(aside, ignore_errors=True)

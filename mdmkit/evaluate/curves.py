@@ -28,7 +28,8 @@ def curve(
 
     `size` is in inches; it sets the ratio and how large the text is. `smooth`: values faint, their running
     mean over them. `log` holds only where every value is positive. `first_in_ink` draws the first series in
-    the text's colour. `marks`: steps at which a dotted line stands. A legend stands where there are several. ImportError without matplotlib.
+    the text's colour. `marks`: steps at which a dotted line stands. A legend stands where there are several.
+    ImportError without matplotlib.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

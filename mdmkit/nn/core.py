@@ -64,8 +64,8 @@ class UNetCore(UNet):
     channels, blocks (residual blocks), attention (attention layers behind each residual block; one at the
     lowest stage where not given): one entry a stage, high resolution to low; strides: between the stages, an
     int or (height, width) each, 2 where not given. extra_blocks: residual blocks behind those of a stage,
-    without skips: what a network that is deepened gains. emb_dim: width of the time embedding, 4 * channels[0]
-    where not given. middle: two more residual blocks with attention between them at the lowest stage. ffn: an
+    without skips: what a network that is deepened gains. emb_dim: width of the time embedding, 4 *
+    channels[0]     where not given. middle: two more residual blocks with attention between them at the lowest stage. ffn: an
     MLP in each attention layer. cond_width: width that the text is projected to, as it comes where not given;
     text_layers: self-attention layers over the text; pooled_text: the mean of the text goes into the
     embedding; masked_cross_attention: padding is not looked at. micro_conditioning: numbers about the picture

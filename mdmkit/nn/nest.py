@@ -75,7 +75,9 @@ class NestedUNet(nn.Module):
     use_checkpoint: blocks are run again in the backward pass, which trades time for memory. attend: the
     attention of every level. lift: the prediction of level r adds lift[r - 1] times that of the level inside,
     each pixel repeated: where x0 is predicted, a new level then starts from the picture inside and not from
-    grey. `gains` can be set: what shell r hands inwards is multiplied by gains[r - 1]. Source: Gu et al. 2024 (2310.15111), section 3.2.
+    grey. `gains` can be set: what shell r hands inwards is multiplied by gains[r - 1].
+
+    Source: Gu et al. 2024 (2310.15111), section 3.2.
     """
 
     def __init__(

@@ -140,8 +140,8 @@ def train(
     """Train from step 0, or from a checkpoint, to `plan.steps`; returns the averaged weights.
 
     Of a growing network this is one stage, which may also end before: on a plateau, or because a file
-    `grow-now` lies in the run folder. Its last checkpoint says `ends_stage`; `state.grow` makes of it what the
-    next stage resumes from.
+    `grow-now` lies in the run folder. Its last checkpoint says `ends_stage`; `state.grow` makes of it what
+    the next stage resumes from.
 
     Every draw is a function of (seed, step, place in the batch): there is no generator to save, and a resumed
     run on the same CPU threads, workers and ranks repeats the bits of the run that was never stopped.
@@ -177,9 +177,7 @@ def train(
     parts.nest.train()
 
     def rows_of(at: int) -> list[Rows]:
-        counts = reached_rows(
-            plan, at, resolution_sampler=parts.resolution_sampler, ranks=world.size
-        )
+        counts = reached_rows(plan, at, resolution_sampler=parts.resolution_sampler, ranks=world.size)
         return micro_batches(counts, rank=world.rank, ranks=world.size, accumulate=plan.accumulate)
 
     def positions() -> Iterator[list[int]]:

@@ -122,7 +122,7 @@ def load_named_state(
 def set_apart(optimizer: Optimizer, new: Iterable[Tensor]) -> None:
     """Gives the parameters in `new` groups of their own, marked `new`, with the options of those they leave.
 
-    Their learning rate can then warm up by itself. Only before the first step: groups, not state, are changed.
+    Their learning rate can then warm up by itself. For optimisers without state: only groups are changed.
     """
     chosen = {id(p) for p in new}
     groups: list[dict[str, Any]] = []
