@@ -75,7 +75,7 @@ def level_of(name: str) -> int:
 
 
 def steps_of(recipe: Entry) -> int | None:
-    """The steps that a recipe says, those of all its stages of growth where it has them; None: it does not."""
+    """The steps that a recipe says, of all its stages of growth where it has them; None: it does not."""
     train = recipe.get("train", {})
     stages = recipe.get("growth", {}).get("stages", []) if isinstance(recipe.get("growth"), dict) else []
     total = 0
