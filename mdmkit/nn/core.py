@@ -66,8 +66,9 @@ class UNetCore(UNet):
     int or (height, width) each, 2 where not given. extra_blocks: residual blocks behind those of a stage,
     without skips: what a network that is deepened gains. emb_dim: width of the time embedding, 4 *
     channels[0] where not given. middle: two more residual blocks with attention between them at the lowest
-    stage. ffn: an MLP in each attention layer. cond_width: width that the text is projected to, as it comes where not given;
-    text_layers: self-attention layers over the text; pooled_text: the mean of the text goes into the
+    stage. ffn: an MLP in each attention layer. cond_width: width that the text is projected to, as it
+    comes where not given; text_layers: self-attention layers over the text; pooled_text: the mean of the
+    text goes into the
     embedding; masked_cross_attention: padding is not looked at. micro_conditioning: numbers about the picture
     and their defaults. output_limit: predictions are squeezed into +-output_limit by tanh. block makes
     residual blocks.
