@@ -79,10 +79,11 @@ def noise(
     axes.set_zorder(density.get_zorder() + 1)
     axes.patch.set_visible(False)
     visited = torch.tensor([step for step in steps if step > 0], dtype=torch.float64)
+    size = 5 if len(visited) < 60 else 2
     for level, name in enumerate(names):
         colour = COLOURS[level % len(COLOURS)]
         axes.plot(t, diffusion.logsnr(t, level), color=colour, label=name)
-        axes.plot(visited, diffusion.logsnr(visited, level), ".", color=colour, markersize=5 if len(visited) < 60 else 2)
+        axes.plot(visited, diffusion.logsnr(visited, level), ".", color=colour, markersize=size)
     axes.axhline(0, color="0.7", linewidth=0.8)
     axes.set_ylabel("logsnr = ln(signal / noise power)")
     finish(axes, f"Noise of each level; dots: the {len(visited)} steps of sampling")
