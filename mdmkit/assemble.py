@@ -6,6 +6,7 @@ Everything heavy is imported where it is used. A recipe comes from `mdmkit.recip
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe import Recipe
     from mdmkit.sampling.draw import Drawing
-    from mdmkit.train.loop import Parts, Plan
+    from mdmkit.train.loop import Parts, Phase, Plan
 
 __all__ = [
+    "check_guidance",
     "cond_dim",
     "dataset",
     "diffusion",
     "drawing",
     "frames",
-    "growth",
     "guidance",
     "loggers",
     "loss",
@@ -96,7 +97,26 @@ def nest(
         inner = registry.build(level.network, kind="shell", **told, **where)
         shells.append(inner)
     attend = registry.build(recipe.model.attend, kind="attention")
-    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend)
+    return NestedUNet(
+        core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend, lift=lift(recipe, levels)
+    )
+
+
+def lift(recipe: Recipe, levels: int | None = None) -> tuple[float, ...] | None:
+    """What each shell adds of the prediction inside: where that is a picture, the same picture at its scale.
+
+    None for other predictions, and for grids of frames, whose levels have their frames in other places.
+    """
+    from mdmkit.diffusion import signal_scales
+
+    said = recipe.diffusion
+    if said.prediction != "x0" or frames(recipe) is not None:
+        return None
+    scales = signal_scales(
+        resolutions(recipe, levels), scale=said.signal_scale, power=said.signal_scale_power
+    )
+    count = len(resolutions(recipe, levels))
+    return tuple(outer / inner for inner, outer in pairwise(scales or (1.0,) * count))
 
 
 def text_encoder(
@@ -157,11 +177,6 @@ def resolution_sampler(recipe: Recipe, registry: Registry, *, levels: int | None
     return registry.build(recipe.train.levels, kind="resolution_sampler", levels=levels)
 
 
-def growth(recipe: Recipe, registry: Registry) -> Any:
-    """Which levels exist at a step."""
-    return registry.build(recipe.growth, kind="growth", levels=len(recipe.model.levels))
-
-
 def optimizer(recipe: Recipe, registry: Registry, params: Iterable[Any]) -> torch.optim.Optimizer:
     """The optimiser of these parameters (tensors, groups, or (name, tensor) pairs, as torch takes them)."""
     return registry.build(recipe.train.optimizer, kind="optimizer", params=params)
@@ -193,39 +208,80 @@ def spacing(recipe: Recipe, registry: Registry) -> Any:
 
 
 def threshold(recipe: Recipe, registry: Registry) -> Any:
-    """What keeps predicted pictures in range: a function."""
-    return registry.build(recipe.sample.threshold, kind="threshold")
+    """What keeps predicted pictures in range: a function, or one a level."""
+    said = recipe.sample.threshold
+    if isinstance(said, tuple):
+        return tuple(registry.build(use, kind="threshold") for use in said)
+    return registry.build(said, kind="threshold")
 
 
-def guidance(recipe: Recipe, registry: Registry) -> list[Any]:
-    """The guidance components, in the order in which they are applied."""
-    return [registry.build(use, kind="guidance") for use in recipe.sample.guidance]
+def guidance(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> list[Any]:
+    """The guidance components, in the order in which they are applied; models that they ask on a device.
+
+    Raises:
+        WrongInput: there is no such model, or it does not fit.
+    """
+    from mdmkit.sampling.auto import OverModel
+    from mdmkit.weak_model import opened
+
+    built = [registry.build(use, kind="guidance") for use in recipe.sample.guidance]
+    return [
+        opened(one, recipe, registry, device=device) if isinstance(one, OverModel) else one for one in built
+    ]
 
 
-def drawing(recipe: Recipe, registry: Registry) -> Drawing:
-    """How pictures are drawn: the [sample] table."""
+def check_guidance(recipe: Recipe, registry: Registry) -> None:
+    """Refuse guidance by a model that is not there, or of other pictures or noise, and intervals outside of
+    the schedule; nothing is loaded.
+
+    Raises:
+        WrongInput: there is one.
+    """
+    from mdmkit.sampling import Interval
+    from mdmkit.sampling.auto import OverModel
+    from mdmkit.weak_model import check
+
+    for use in recipe.sample.guidance:
+        one = registry.build(use, kind="guidance")
+        if isinstance(one, OverModel):
+            check(one, recipe, registry)
+        elif isinstance(one, Interval):
+            try:
+                one.check(diffusion(recipe, registry))
+            except ValueError as error:
+                raise WrongInput(f"sample.guidance: {error}") from error
+
+
+def drawing(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> Drawing:
+    """How pictures are drawn: the [sample] table; other models that guidance asks are loaded on a device."""
     from mdmkit.sampling.draw import Drawing
 
     return Drawing(
         rule=rule(recipe, registry),
         spacing=spacing(recipe, registry),
         threshold=threshold(recipe, registry),
-        guidance=tuple(guidance(recipe, registry)),
+        guidance=tuple(guidance(recipe, registry, device=device)),
         steps=recipe.sample.steps,
         outer_from=recipe.sample.outer_from,
     )
 
 
-def plan(recipe: Recipe) -> Plan:
-    """The numbers of a training: the [train] table, with what it shares with others."""
-    from mdmkit.train.loop import Plan
+def plan(recipe: Recipe, phase: Phase | None = None) -> Plan:
+    """The numbers of a training: the [train] table, with what it shares with others.
+
+    phase: where it stands among the stages of a growing network; the recipe is that of the stage.
+    """
+    from mdmkit.train.loop import Phase, Plan
+
+    phase = phase or Phase()
 
     said = recipe.train
     if said.steps is None or said.batch is None:
         raise ValueError("a training needs train.steps and train.batch")
     return Plan(
-        steps=said.steps,
+        steps=phase.first + said.steps,
         batch=said.batch,
+        phase=phase,
         seed=recipe.run.seed,
         accumulate=said.accumulate,
         clip=said.clip,
@@ -246,7 +302,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
     import torch
 
     from mdmkit.streams import seed_of
-    from mdmkit.train.loop import Parts, trained_parameters
+    from mdmkit.train.loop import Parts, beside_the_model, trained_parameters
     from mdmkit.train.objective import Objective
 
     source = dataset(recipe, registry)  # first: what is wrong with files is known soonest
@@ -260,6 +316,9 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         compile_blocks(network.blocks())
     learns = text is not None and getattr(text, "trainable", False)
     hold_empty_features(recipe, text, source)
+    weights = weighting(recipe, registry)
+    heads = weights.heads(len(recipe.model.levels)).to(device) if hasattr(weights, "heads") else None
+    trained = trained_parameters(network, text) | beside_the_model(heads)
     return Parts(
         nest=network,
         text=text,
@@ -269,16 +328,17 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
             diffusion=diffusion(recipe, registry),
             loss_space=recipe.diffusion.loss_space,
             pixel_loss=loss(recipe, registry),
-            weighting=weighting(recipe, registry),
+            weighting=weights,
+            uncertainty=heads,
         ),
         dataset=source,
-        optimizer=optimizer(recipe, registry, list(trained_parameters(network, text).items())),
+        optimizer=optimizer(recipe, registry, list(trained.items())),
         lr_schedule=lr_schedule(recipe, registry),
         resolution_sampler=resolution_sampler(recipe, registry),
-        growth=growth(recipe, registry),
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
         frames=frames(recipe),
+        weighting=heads,
     )
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mdmkit.errors import MdmkitError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
+    from mdmkit.diffusion import NoiseLevel
     from mdmkit.plugins import Registry
     from mdmkit.pyramid import Pyramid
     from mdmkit.recipe.schema import Recipe
-    from mdmkit.sampling.denoise import Denoiser
+    from mdmkit.sampling.denoise import Denoise, Denoised, Denoiser
 
 __all__ = ["data_pictures", "first_unseen"]
 
@@ -34,7 +36,7 @@ def data_pictures(
     *,
     count: int,
     batch: int,
-) -> Iterator[tuple[Denoiser, Pyramid, list[int]]]:
+) -> Iterator[tuple[Denoise, Pyramid, list[int]]]:
     """`count` pictures from `first_unseen` on, `batch` at a time: pyramids in [-1, 1] and their positions,
     each with the network as a denoiser that knows their captions.
 
@@ -60,4 +62,10 @@ def data_pictures(
         except ValueError as error:
             raise MdmkitError(f"text: {error}") from error
         micros = micro_conditions(nest, part, device)
-        yield Denoiser(nest, diffusion, micros=micros or None, **told), x, list(part.positions)
+        denoiser = Denoiser(nest, diffusion, micros=micros or None, **told)
+        yield partial(forgetful, denoiser), x, list(part.positions)
+
+
+def forgetful(denoiser: Denoiser, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+    """What a denoiser says of one noisy pyramid, without the estimates of those before (self-conditioning)."""
+    return denoiser.fresh()(z, at)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
+    from mdmkit.sampling.draw import Drawing
 
     from .run_told import Told
 
@@ -69,12 +70,17 @@ def measure(
     """
     import torch
 
+    from mdmkit import assemble
+
     shown = [metric for metric in metrics.values() if draws(metric)]
     captions = captions_of(dataset, recipe.evaluate.count) if shown else []
+    # once: it may load a model that guides
+    drawing = assemble.drawing(recipe, registry, device=device) if shown else None
     seed, batch = recipe.sample.seed + 1_000_000, max(recipe.sample.batch, 64)
     for first in range(0, len(captions), batch):  # not all pictures at once: there may be thousands
         part = list(captions[first : first + batch])
-        pyramids = drawn(recipe, registry, nest, text, part, device, seed=seed + first, batch=batch)
+        told = {"seed": seed + first, "batch": batch, "drawing": drawing}
+        pyramids = drawn(recipe, registry, nest, text, part, device, **told)
         top = torch.stack([pyramid[-1] for pyramid in pyramids])
         for metric in shown:
             metric.update(top, part)
@@ -153,8 +159,9 @@ def drawn(
     *,
     seed: int,
     batch: int,
+    drawing: Drawing | None = None,
 ) -> list[tuple[torch.Tensor, ...]]:
-    """Pyramids of pictures for captions, in the precision of the training.
+    """Pyramids of pictures for captions, in the precision of the training, as the recipe or `drawing` says.
 
     Raises:
         MdmkitError: a component refuses, as an encoder a caption.
@@ -169,7 +176,7 @@ def drawn(
                 nest,
                 text,
                 assemble.diffusion(recipe, registry),
-                assemble.drawing(recipe, registry),
+                drawing or assemble.drawing(recipe, registry, device=device),
                 resolutions=assemble.resolutions(recipe),
                 captions=captions,
                 negative=recipe.sample.negative_prompt,

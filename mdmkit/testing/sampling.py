@@ -121,21 +121,30 @@ def spacing(it: Subject) -> None:
 
 
 def guidance(it: Subject) -> None:
-    """Nothing changes where both predictions agree; scale 1 is the conditional one; it can be wrapped."""
+    """Nothing changes where both predictions agree; scale 1 is the conditional one; it can be wrapped.
+
+    Guidance by another model (`OverModel`) is given one that says what the absence of text says.
+    """
     diffusion, a, b, z = two_levels(), _pyramid(0), _pyramid(2), _pyramid(1)
     at = diffusion.at(0.5)
     agreed, split = _denoiser(lambda *_: a, lambda *_: a), _denoiser(lambda *_: a, lambda *_: b)
-    guide = it.build()
+
+    def built(other: Any, settings: Any = None) -> Any:
+        guide = it.build(settings)
+        return guide.over(other, len(SHAPES)) if hasattr(guide, "over") else guide
+
+    guide = built(agreed)
     for denoise, name in ((agreed, "a denoiser"), (guide.wrap(agreed), "a guided denoiser")):
         wrapped = it.attempt(f"wrap({name})", lambda: guide.wrap(denoise))  # noqa: B023
         said = it.attempt(f"a guided step over {name}", lambda: wrapped(z, at))  # noqa: B023
         _agrees(it, said, agreed(z, at), f"changes {name} whose two predictions agree")
-    said = it.attempt("a guided step", lambda: guide.wrap(split)(z, at))
+    absent = _denoiser(lambda *_: b, lambda *_: b)
+    said = it.attempt("a guided step", lambda: built(absent).wrap(split)(z, at))
     for part in ("x0", "eps"):
         for level, (got, given) in enumerate(zip(getattr(said, part), z, strict=True)):
             it.must(got.shape == given.shape and got.isfinite().all(), f"{part} of level {level} is broken")
     if "scale" in it.fields:
-        plain = it.build({"scale": 1.0}).wrap(split)
+        plain = built(absent, {"scale": 1.0}).wrap(split)
         # the eps to renoise with is a guidance's own choice
         _agrees(it, plain(z, at), split(z, at), "at scale 1 is not the conditional prediction", ("x0",))
 
