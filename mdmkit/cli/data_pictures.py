@@ -67,5 +67,5 @@ def data_pictures(
 
 
 def forgetful(denoiser: Denoiser, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
-    """What a denoiser says of one noisy pyramid, without the estimates of those before (self-conditioning)."""
+    """What a denoiser says of a noisy pyramid, without its estimates of those before (self-conditioning)."""
     return denoiser.fresh()(z, at)
