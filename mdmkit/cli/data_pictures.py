@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["data_pictures", "first_unseen"]
 
 
-def first_unseen(recipe: Recipe) -> int:
+def first_unseen(recipe: Recipe, registry: Registry) -> int:
     """The position of the data's first sample that a whole training has not come to; files begin again."""
-    return (recipe.train.steps or 0) * (recipe.train.batch or 0)
+    from mdmkit.recipe.stages import growth_of, stage_recipe
+
+    stages = range(len(growth_of(recipe, registry).stages))
+    trained = [stage_recipe(recipe, registry, index).train for index in stages]
+    return sum((train.steps or 0) * (train.batch or 0) for train in trained)
 
 
 def data_pictures(
@@ -51,7 +55,7 @@ def data_pictures(
 
     diffusion, frames = assemble.diffusion(recipe, registry), assemble.frames(recipe)
     sizes = assemble.resolutions(recipe)
-    first = first_unseen(recipe)
+    first = first_unseen(recipe, registry)
     places = range(first, first + count)
     for part in batches(dataset, [places[i : i + batch] for i in range(0, count, batch)]):
         x = pyramid(part.images.to(device).float() / 127.5 - 1, sizes, frames=frames)
