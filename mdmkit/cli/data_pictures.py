@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mdmkit.errors import MdmkitError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
+    from mdmkit.diffusion import NoiseLevel
     from mdmkit.plugins import Registry
     from mdmkit.pyramid import Pyramid
     from mdmkit.recipe.schema import Recipe
-    from mdmkit.sampling.denoise import Denoiser
+    from mdmkit.sampling.denoise import Denoise, Denoised, Denoiser
 
 __all__ = ["data_pictures", "first_unseen"]
 
 
-def first_unseen(recipe: Recipe) -> int:
+def first_unseen(recipe: Recipe, registry: Registry) -> int:
     """The position of the data's first sample that a whole training has not come to; files begin again."""
-    return (recipe.train.steps or 0) * (recipe.train.batch or 0)
+    from mdmkit.recipe.stages import growth_of, stage_recipe
+
+    stages = range(len(growth_of(recipe, registry).stages))
+    trained = [stage_recipe(recipe, registry, index).train for index in stages]
+    return sum((train.steps or 0) * (train.batch or 0) for train in trained)
 
 
 def data_pictures(
@@ -34,7 +40,7 @@ def data_pictures(
     *,
     count: int,
     batch: int,
-) -> Iterator[tuple[Denoiser, Pyramid, list[int]]]:
+) -> Iterator[tuple[Denoise, Pyramid, list[int]]]:
     """`count` pictures from `first_unseen` on, `batch` at a time: pyramids in [-1, 1] and their positions,
     each with the network as a denoiser that knows their captions.
 
@@ -49,7 +55,7 @@ def data_pictures(
 
     diffusion, frames = assemble.diffusion(recipe, registry), assemble.frames(recipe)
     sizes = assemble.resolutions(recipe)
-    first = first_unseen(recipe)
+    first = first_unseen(recipe, registry)
     places = range(first, first + count)
     for part in batches(dataset, [places[i : i + batch] for i in range(0, count, batch)]):
         x = pyramid(part.images.to(device).float() / 127.5 - 1, sizes, frames=frames)
@@ -60,4 +66,10 @@ def data_pictures(
         except ValueError as error:
             raise MdmkitError(f"text: {error}") from error
         micros = micro_conditions(nest, part, device)
-        yield Denoiser(nest, diffusion, micros=micros or None, **told), x, list(part.positions)
+        denoiser = Denoiser(nest, diffusion, micros=micros or None, **told)
+        yield partial(forgetful, denoiser), x, list(part.positions)
+
+
+def forgetful(denoiser: Denoiser, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+    """What a denoiser says of a noisy pyramid, without its estimates of those before (self-conditioning)."""
+    return denoiser.fresh()(z, at)
