@@ -75,7 +75,7 @@ def test_a_trajectory_knows_nothing_of_the_one_before(steps: int):
 
 def test_with_guidance_each_answer_has_its_own_and_the_conditional_one_stands_in():
     net = Watching()
-    told = {"cond": torch.full((2, 1, 4), 0.2), "uncond": torch.full((1, 1, 4), -0.3)}
+    told: dict[str, Any] = {"cond": torch.full((2, 1, 4), 0.2), "uncond": torch.full((1, 1, 4), -0.3)}
     middle = float(diffusion.logsnr(torch.tensor(0.5), 0))
     guidance = Interval((-50.0, middle)).wrap(CFG(3.0).wrap(Denoiser(net, diffusion, **told)))
     sample_pyramid(guidance, diffusion, shapes(), [0, 1], steps=4, threshold=none)
