@@ -86,6 +86,7 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
         "cache": str(folder / "cache"),
     },
     "resolution_sampler/mixed": lambda folder: {"shares": (0.5, 0.25, 0.25)},
+    "guidance/auto": lambda folder: {"weak": str(folder)},
     "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},
 }
 
