@@ -6,6 +6,7 @@ Everything heavy is imported where it is used. A recipe comes from `mdmkit.recip
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe import Recipe
     from mdmkit.sampling.draw import Drawing
-    from mdmkit.train.loop import Parts, Plan
+    from mdmkit.train.loop import Parts, Phase, Plan
 
 __all__ = [
     "check_guidance",
@@ -29,7 +30,6 @@ __all__ = [
     "diffusion",
     "drawing",
     "frames",
-    "growth",
     "guidance",
     "loggers",
     "loss",
@@ -97,7 +97,26 @@ def nest(
         inner = registry.build(level.network, kind="shell", **told, **where)
         shells.append(inner)
     attend = registry.build(recipe.model.attend, kind="attention")
-    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend)
+    return NestedUNet(
+        core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend, lift=lift(recipe, levels)
+    )
+
+
+def lift(recipe: Recipe, levels: int | None = None) -> tuple[float, ...] | None:
+    """What each shell adds of the prediction inside: where that is a picture, the same picture at its scale.
+
+    None for other predictions, and for grids of frames, whose levels have their frames in other places.
+    """
+    from mdmkit.diffusion import signal_scales
+
+    said = recipe.diffusion
+    if said.prediction != "x0" or frames(recipe) is not None:
+        return None
+    scales = signal_scales(
+        resolutions(recipe, levels), scale=said.signal_scale, power=said.signal_scale_power
+    )
+    count = len(resolutions(recipe, levels))
+    return tuple(outer / inner for inner, outer in pairwise(scales or (1.0,) * count))
 
 
 def text_encoder(
@@ -156,11 +175,6 @@ def resolution_sampler(recipe: Recipe, registry: Registry, *, levels: int | None
     """Which levels the rows of a batch train, among the first `levels` where given."""
     levels = levels or len(recipe.model.levels)
     return registry.build(recipe.train.levels, kind="resolution_sampler", levels=levels)
-
-
-def growth(recipe: Recipe, registry: Registry) -> Any:
-    """Which levels exist at a step."""
-    return registry.build(recipe.growth, kind="growth", levels=len(recipe.model.levels))
 
 
 def optimizer(recipe: Recipe, registry: Registry, params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -252,16 +266,22 @@ def drawing(recipe: Recipe, registry: Registry, *, device: torch.device | str = 
     )
 
 
-def plan(recipe: Recipe) -> Plan:
-    """The numbers of a training: the [train] table, with what it shares with others."""
-    from mdmkit.train.loop import Plan
+def plan(recipe: Recipe, phase: Phase | None = None) -> Plan:
+    """The numbers of a training: the [train] table, with what it shares with others.
+
+    phase: where it stands among the stages of a growing network; the recipe is that of the stage.
+    """
+    from mdmkit.train.loop import Phase, Plan
+
+    phase = phase or Phase()
 
     said = recipe.train
     if said.steps is None or said.batch is None:
         raise ValueError("a training needs train.steps and train.batch")
     return Plan(
-        steps=said.steps,
+        steps=phase.first + said.steps,
         batch=said.batch,
+        phase=phase,
         seed=recipe.run.seed,
         accumulate=said.accumulate,
         clip=said.clip,
@@ -315,7 +335,6 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         optimizer=optimizer(recipe, registry, list(trained.items())),
         lr_schedule=lr_schedule(recipe, registry),
         resolution_sampler=resolution_sampler(recipe, registry),
-        growth=growth(recipe, registry),
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
         frames=frames(recipe),

@@ -224,11 +224,6 @@ class Mixed:
     )
 
 
-@attrs.frozen
-class NoGrowth:
-    """All levels from the first step on."""
-
-
 COMPONENTS: list[Component] = [
     Component("noise_schedule", "cosine", Cosine, "mdmkit.schedules:Cosine"),
     Component("noise_schedule", "ddpm", DDPM, "mdmkit.schedules:DDPM"),
@@ -256,5 +251,4 @@ COMPONENTS: list[Component] = [
     Component("loss", "multiscale", MultiScale, "mdmkit.targets:multiscale"),
     Component("resolution_sampler", "all", All, "mdmkit.resolutions:All"),
     Component("resolution_sampler", "mixed", Mixed, "mdmkit.resolutions:Mixed"),
-    Component("growth", "none", NoGrowth, "mdmkit.growth:NoGrowth"),
 ]

@@ -67,10 +67,12 @@ class UNetCore(UNet):
 
     channels, blocks (residual blocks), attention (attention layers behind each residual block; one at the
     lowest stage where not given): one entry a stage, high resolution to low; strides: between the stages, an
-    int or (height, width) each, 2 where not given. emb_dim: width of the time embedding, 4 * channels[0]
-    where not given. middle: two more residual blocks with attention between them at the lowest stage. ffn: an
-    MLP in each attention layer. cond_width: width that the text is projected to, as it comes where not given;
-    text_layers: self-attention layers over the text; pooled_text: the mean of the text goes into the
+    int or (height, width) each, 2 where not given. extra_blocks: residual blocks behind those of a stage,
+    without skips: what a network that is deepened gains. emb_dim: width of the time embedding, 4 *
+    channels[0] where not given. middle: two more residual blocks with attention between them at the lowest
+    stage. ffn: an MLP in each attention layer. cond_width: width that the text is projected to, as it
+    comes where not given; text_layers: self-attention layers over the text; pooled_text: the mean of the
+    text goes into the
     embedding; masked_cross_attention: padding is not looked at. micro_conditioning: numbers about the picture
     and their defaults. output_limit: predictions are squeezed into +-output_limit by tanh. self_conditioning:
     it is shown its own last estimate of the picture (Chen et al. 2022, 2208.04202). block makes residual
@@ -87,6 +89,7 @@ class UNetCore(UNet):
         blocks: int | Sequence[int] = 2,
         attention: int | Sequence[int] | None = None,
         strides: Sequence[int | Sequence[int]] | None = None,
+        extra_blocks: int | Sequence[int] = 0,
         in_channels: int = 3,
         emb_dim: int | None = None,
         heads: int = 8,
@@ -117,6 +120,7 @@ class UNetCore(UNet):
             blocks=blocks,
             attention=(*(0,) * (len(channels) - 1), 1) if attention is None else attention,
             strides=strides,
+            extra_blocks=extra_blocks,
             in_channels=in_channels,
             emb_dim=emb_dim,
             heads=heads,

@@ -76,7 +76,11 @@ class NestedUNet(nn.Module):
     """A core and the shells around it; parameters are `levels.0.*` (core) and `levels.r.*` (shells).
 
     use_checkpoint: blocks are run again in the backward pass, which trades time for memory. attend: the
-    attention of every level. Source: Gu et al. 2024 (2310.15111), section 3.2.
+    attention of every level. lift: the prediction of level r adds lift[r - 1] times that of the level inside,
+    each pixel repeated: where x0 is predicted, a new level then starts from the picture inside and not from
+    grey. `gains` can be set: what shell r hands inwards is multiplied by gains[r - 1].
+
+    Source: Gu et al. 2024 (2310.15111), section 3.2.
     """
 
     def __init__(
@@ -86,12 +90,17 @@ class NestedUNet(nn.Module):
         *,
         use_checkpoint: bool = False,
         attend: Attend = sdpa,
+        lift: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.levels = nn.ModuleList([core, *shells])
         self.use_checkpoint = use_checkpoint
         self.attend = attend
         innermost, outer = self.parts()
+        if lift is not None and len(lift) != len(outer):
+            raise ValueError(f"expected one number in lift a shell, {len(outer)}, got {len(lift)}")
+        self.lift = None if lift is None else tuple(lift)
+        self.gains = (1.0,) * len(outer)
         inside, emb_dim = innermost.channels[0], innermost.emb_dim
         for r, shell in enumerate(outer, 1):
             if shell.inner_channels != inside:
@@ -155,11 +164,17 @@ class NestedUNet(nn.Module):
         for r, shell in reversed(list(enumerate(shells, 1))):
             encoded.append(shell.encode(z[r], t[: len(z[r])], carried=carried, **rows(r)))
             carried = encoded[-1].inwards
+            if carried is not None and self.gains[r - 1] != 1.0:
+                carried = self.gains[r - 1] * carried
 
         prediction, features = core(z[0], t, carried=carried, **rows(0))
         predictions = [prediction]
         for shell, z_r in zip(shells, z[1:], strict=True):
             prediction, features = shell.decode(encoded.pop(), features[: len(z_r)], run)
+            if self.lift is not None:
+                inside, factor = predictions[-1][: len(z_r)], self.lift[len(predictions) - 1]
+                (rh, rw) = shell.ratio
+                prediction = prediction + factor * inside.repeat_interleave(rh, -2).repeat_interleave(rw, -1)
             predictions.append(prediction)
         return tuple(predictions)
 

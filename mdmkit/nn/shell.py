@@ -52,6 +52,7 @@ class UNetShell(UNet):
         blocks: int | Sequence[int] = 2,
         attention: int | Sequence[int] = 0,
         strides: Sequence[int | Sequence[int]] | None = None,
+        extra_blocks: int | Sequence[int] = 0,
         in_channels: int = 3,
         heads: int = 8,
         norm_groups: int = 32,
@@ -74,6 +75,8 @@ class UNetShell(UNet):
     ) -> None:
         grid = None
         if layout == "grid":
+            if extra_blocks if isinstance(extra_blocks, int) else any(extra_blocks):
+                raise ValueError('layout="grid" is for imported models, which have no extra_blocks')
             strides = (2,) * (len(channels) - 1) if strides is None else strides
             grid = Grid(frames, strides, temporal_attention=temporal_attention, rotary=rotary)
             strides = grid.strides
@@ -88,6 +91,7 @@ class UNetShell(UNet):
             blocks=blocks,
             attention=attention,
             strides=strides,
+            extra_blocks=extra_blocks,
             in_channels=in_channels,
             emb_dim=emb_dim,
             heads=heads,

@@ -74,7 +74,10 @@ def per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, 
 
 
 class Stage(nn.Module):
-    """Residual blocks at one resolution, each followed by its attention layers; then the way to the next."""
+    """Residual blocks at one resolution, each followed by its attention layers; then the way to the next.
+
+    `joined` blocks leave a skip on the way down, or read one on the way up; those behind them do not.
+    """
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class Stage(nn.Module):
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.joined = len(attention)
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(nn.ModuleList(layers) for layers in attention)
         self.resample = resample
@@ -94,6 +98,12 @@ class Stage(nn.Module):
         for layer in self.attention[j]:  # pyright: ignore[reportGeneralTypeIssues]
             seen, mask = (None, None) if text is None else (text.of(layer), text.mask)
             x = run(layer, x, seen, mask, run.attend)
+        return x
+
+    def extra(self, x: Tensor, emb: Tensor, run: Running) -> Tensor:
+        """The blocks behind those that are joined to the other way."""
+        for block in list(self.blocks)[self.joined :]:
+            x = run(block, x, emb)
         return x
 
     def onward(self, x: Tensor) -> Tensor:
@@ -130,6 +140,7 @@ class UNet(nn.Module):
         blocks: int | Sequence[int],
         attention: int | Sequence[int],
         strides: Sequence[int | Sequence[int]] | None,
+        extra_blocks: int | Sequence[int],
         in_channels: int,
         emb_dim: int | None,
         heads: int,
@@ -152,6 +163,7 @@ class UNet(nn.Module):
         self.channels = tuple(channels)
         stages = len(self.channels)
         counts, layers = per_stage("blocks", blocks, stages), per_stage("attention", attention, stages)
+        extra = per_stage("extra_blocks", extra_blocks, stages)
         self.strides = tuple(
             pair(stride) for stride in (strides if strides is not None else (2,) * (stages - 1))
         )
@@ -191,7 +203,7 @@ class UNet(nn.Module):
                 stage(
                     i,
                     outside,
-                    blocks=[residual(c, outside) for c in inside],
+                    blocks=[residual(c, outside) for c in [*inside, *[outside] * extra[i]]],
                     attention=[attentions(outside, layers[i]) for _ in range(count)],
                     resample=Downsample,
                     stride=None if last else self.strides[i],
@@ -217,7 +229,7 @@ class UNet(nn.Module):
                 stage(
                     i,
                     outside,
-                    blocks=[residual(c, outside) for c in widths],
+                    blocks=[residual(c, outside) for c in [*widths, *[outside] * extra[i]]],
                     attention=[attentions(outside, layers[i]) for _ in widths],
                     resample=Upsample,
                     stride=self.strides[i - 1] if i else None,
@@ -264,9 +276,10 @@ class UNet(nn.Module):
         skips = [x]
         for stage in self.down:
             assert isinstance(stage, Stage)
-            for j in range(len(stage.blocks)):
+            for j in range(stage.joined):
                 x = stage.step(j, x, emb, text, run)
                 skips.append(x)
+            x = stage.extra(x, emb, run)
             if stage.resample is not None:
                 x = stage.onward(x)
                 skips.append(x)
@@ -278,8 +291,9 @@ class UNet(nn.Module):
         skips = list(skips)
         for stage in reversed(self.up):  # pyright: ignore[reportArgumentType, reportCallIssue]
             assert isinstance(stage, Stage)
-            for j in range(len(stage.blocks)):
+            for j in range(stage.joined):
                 x = stage.step(j, torch.cat([x, skips.pop()], 1), emb, text, run)
+            x = stage.extra(x, emb, run)
             x = stage.onward(x)
         return x
 

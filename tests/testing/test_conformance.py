@@ -70,6 +70,14 @@ def cached(folder: Path) -> dict[str, Any]:
     return {"width": 16, "encoder": Use("t5", 1, t5, "text_encoder")}
 
 
+def staged(name: str, *changes: dict[str, Any]) -> tuple[Any, ...]:
+    """Stages of one level more each."""
+    from mdmkit.builtin import growth
+
+    settings = getattr(growth, name)
+    return tuple(settings(levels=r, steps=4, batch=4, **more) for r, more in enumerate(changes, 1))
+
+
 # sample settings of those whose defaults need a file, a choice, or too much time
 SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "core/unet": lambda folder: SMALL_UNET,
@@ -87,6 +95,14 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     },
     "resolution_sampler/mixed": lambda folder: {"shares": (0.5, 0.25, 0.25)},
     "guidance/auto": lambda folder: {"weak": str(folder)},
+    "growth/staged": lambda folder: {"stages": staged("Stage", {}, {}, {})},
+    "growth/freeze_then_thaw": lambda folder: {"stages": staged("FreezeStage", {}, {"freeze": 2}, {})},
+    "growth/fade_in": lambda folder: {"stages": staged("FadeStage", {}, {"fade": 2}, {})},
+    "growth/net2wider": lambda folder: {
+        "stages": staged("WideStage", {"narrower": 4}, {"narrower": (2, 4)}, {})
+    },
+    "growth/deepen": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
+    "growth/stack": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
     "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},
 }
 
