@@ -115,7 +115,7 @@ class Inspection:
             loss_space=self.loss_space,
             pixel_loss=self.pixel_loss,
             weighting=self.weighting,
-        ).plain
+        )
         scales = diffusion.scales or (1.0,) * len(x)
         below = [torch.tensor(torch.nan, dtype=torch.float64)]
         for r in range(1, len(x)):
