@@ -304,7 +304,7 @@ def train(
                     ((said.trained * fading[:reached]).sum() / len(micros)).backward()
                 losses[:reached] += said.plain / len(micros)
                 if times is not None:
-                    told = times.tally(t, row_losses(said.rows, weights))
+                    told = times.tally(t, row_losses(said.rows, fading))
                     seen = told if seen is None else seen + told
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), plan.clip or float("inf"))
             finite = torch.isfinite(losses).all() & torch.isfinite(norm)
