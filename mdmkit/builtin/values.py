@@ -178,20 +178,6 @@ class Huber:
 
 
 @attrs.frozen
-class All:
-    """Every row trains every level."""
-
-
-@attrs.frozen
-class Mixed:
-    """A fixed part of each batch stops at each level."""
-
-    shares: tuple[float, ...] = opt(
-        help="for each level, low to high, the part of the rows that stop there", ge=0.0
-    )
-
-
-@attrs.frozen
 class NoGrowth:
     """All levels from the first step on."""
 
@@ -217,7 +203,5 @@ COMPONENTS: list[Component] = [
     Component("time_sampler", "uniform_logsnr", UniformLogSNR, "mdmkit.times:UniformLogSNR"),
     Component("loss", "mse", MSE, "mdmkit.targets:mse"),
     Component("loss", "huber", Huber, "mdmkit.targets:huber"),
-    Component("resolution_sampler", "all", All, "mdmkit.resolutions:All"),
-    Component("resolution_sampler", "mixed", Mixed, "mdmkit.resolutions:Mixed"),
     Component("growth", "none", NoGrowth, "mdmkit.growth:NoGrowth"),
 ]

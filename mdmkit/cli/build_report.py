@@ -25,7 +25,8 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
     sides = assemble.resolutions(recipe)
     width = assemble.cond_dim(recipe)
     tokens = (getattr(recipe.text.settings, "max_tokens", None) or 1) if recipe.text else 0
-    reached = micro_batch(recipe, registry)
+    by_step = micro_batches(recipe, registry)
+    reached = tuple(map(max, zip(*by_step, strict=True)))
     costs = level_costs(nest, sides, reached, tokens, width)
     rows = [["level", "network", "picture", "channels", "parameters", "GFLOP a picture", "training memory"]]
     for r, (level, (h, w), cost) in enumerate(zip(recipe.model.levels, sides, costs, strict=True)):
@@ -51,7 +52,8 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
         from mdmkit import start as starts
 
         start = [f"  {starts.find(recipe, registry)}"]
-    flops = sum(cost.flops * count for cost, count in zip(costs, reached, strict=True))
+    steps = [sum(cost.flops * count for cost, count in zip(costs, rows, strict=True)) for rows in by_step]
+    flops = sum(steps) / len(steps)
     time = f"  {training_time(recipe, flops * recipe.train.accumulate)}"
     return "\n".join([aligned(rows), memory, time, *start])
 
@@ -96,16 +98,19 @@ def duration(seconds: float) -> str:
     return f"{seconds / day:,.0f} days" if seconds < 730 * day else f"{seconds / day / 365.25:,.0f} years"
 
 
-def micro_batch(recipe: Recipe, registry: Registry) -> tuple[int, ...]:
-    """Rows that reach each level in one pass on one device; of growth's largest stage."""
-    from mdmkit.resolutions import rows_per_level
+def micro_batches(recipe: Recipe, registry: Registry) -> list[tuple[int, ...]]:
+    """Rows that reach each level in one pass on one device, in several steps; of growth's largest stage."""
+    from mdmkit.resolutions import rows_per_level, some_steps
 
     stages: Sequence[Any] = getattr(recipe.growth.settings, "stages", ())
     batches = [recipe.train.batch, *(getattr(stage, "batch", None) for stage in stages)]
     batch = max(batch for batch in batches if batch is not None)
-    shares = assemble.resolution_sampler(recipe, registry).shares(recipe.run.seed, 0)
-    parts = recipe.train.accumulate
-    return tuple(rows // parts for rows in rows_per_level(shares, batch, multiple=parts))
+    sampler, parts = assemble.resolution_sampler(recipe, registry), recipe.train.accumulate
+    found = []
+    for step in some_steps(recipe.train.steps):
+        rows = rows_per_level(sampler.shares(recipe.run.seed, step), batch, multiple=parts)
+        found.append(tuple(count // parts for count in rows))
+    return found
 
 
 def size(count: float) -> str:

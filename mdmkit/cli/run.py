@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import os
 import shlex
 import sys
@@ -145,17 +146,19 @@ def execute(
 def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device, ranks: World) -> None:
     """Refuse a batch that does not split over the ranks, and a training that cannot fit into this machine."""
     from mdmkit import assemble
+    from mdmkit.resolutions import some_steps
     from mdmkit.train.loop import reached_rows
     from mdmkit.train.memory import check_fits, training_memory
 
     plan = assemble.plan(recipe)
-    rows = reached_rows(
-        plan,
-        0,
-        resolution_sampler=assemble.resolution_sampler(recipe, registry),
-        growth=assemble.growth(recipe, registry),
-        ranks=ranks.size,
-    )
+    told = {
+        "resolution_sampler": assemble.resolution_sampler(recipe, registry),
+        "growth": assemble.growth(recipe, registry),
+        "ranks": ranks.size,
+    }
+    by_step = [reached_rows(plan, step, **told) for step in some_steps(plan.steps)]
+    # the step that takes most: levels that a step does not reach take no rows
+    rows = tuple(map(max, itertools.zip_longest(*by_step, fillvalue=0)))
     parts = ranks.size * plan.accumulate
     here = tuple(count // parts for count in rows)
     tokens = (getattr(recipe.text.settings, "max_tokens", None) or 1) if recipe.text else 0

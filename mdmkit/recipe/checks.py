@@ -19,6 +19,7 @@ import attrs
 from .options import Use
 from .problems import Path, Problem
 from .schema import Data, Diffusion, Model, Sample, Train
+from .shares import batch_feeds_levels, levels_are_shared_out, levels_are_trained
 
 __all__ = ["cross_problems", "side", "uses"]
 
@@ -211,6 +212,9 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     level_weights_match,
     steps_stand_once,
     micro_batches_divide,
+    levels_are_shared_out,
+    levels_are_trained,
+    batch_feeds_levels,
     prompts_need_text,
     levels_that_join_are_averaged,
     core_and_text_agree,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mdmkit.data.loader import Batch, batches
 from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.pyramid import pyramid
-from mdmkit.resolutions import rows_per_level
+from mdmkit.resolutions import level_factors, rows_per_level
 from mdmkit.streams import seed_of
 
 from .conditions import micro_conditions, text_conditions
@@ -218,6 +218,10 @@ def train(
                 group["lr"] = group["initial_lr"] * factor
             micros = rows_of(step)
             reached = len(micros[0].per_level)
+            factors = level_factors(parts.resolution_sampler, micros[0].per_level)
+            counted = weights[:reached]
+            if set(factors) != {1.0}:
+                counted = counted * counted.new_tensor(factors)
             cut = getattr(parts.text, "truncated", 0)
             losses = torch.zeros(levels, device=device)
             offset = 0
@@ -229,7 +233,7 @@ def train(
                 last = index == len(micros) - 1
                 with contextlib.nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
                     by_level = forward(objective, parts, plan, part, rows, step, device)
-                    ((by_level * weights[:reached]).sum() / len(micros)).backward()
+                    ((by_level * counted).sum() / len(micros)).backward()
                 losses[:reached] += by_level.detach() / len(micros)
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), plan.clip or float("inf"))
             finite = torch.isfinite(losses).all() & torch.isfinite(norm)

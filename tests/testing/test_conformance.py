@@ -85,7 +85,14 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
         "urls": str(shards(folder) / "part-{000000..000001}.tar"),
         "cache": str(folder / "cache"),
     },
+    "resolution_sampler/fixed": lambda folder: {"level": 1},
     "resolution_sampler/mixed": lambda folder: {"shares": (0.5, 0.25, 0.25)},
+    "resolution_sampler/stochastic": lambda folder: {"probabilities": (0.5, 0.25, 0.25)},
+    "resolution_sampler/curriculum": lambda folder: {
+        "start": (1.0, 0.0, 0.0),
+        "end": (0.0, 0.5, 0.5),
+        "steps": 100,
+    },
     "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},
 }
 
