@@ -14,7 +14,9 @@ from mdmkit.streams import stream
 
 __all__ = [
     "All",
+    "BySource",
     "Curriculum",
+    "Divided",
     "Fixed",
     "Mixed",
     "ResolutionSampler",
@@ -22,6 +24,7 @@ __all__ = [
     "level_factors",
     "rows_per_level",
     "some_steps",
+    "step_rows",
 ]
 
 
@@ -31,7 +34,8 @@ class ResolutionSampler(Protocol):
 
     `step` is the one that the training counts: from a stage's first where there are stages. A sampler whose
     steps do not all reach the same levels may say how often they do, `reach() -> tuple[float, ...]`: for each
-    level the expected part of the rows that reach it, in the mean over steps; see `level_factors`.
+    level the expected part of the rows that reach it, in the mean over steps; see `level_factors`. One that
+    gives rows out by itself has `rows(step, batch, multiple)`, which stands for `rows_per_level`.
     """
 
     def shares(self, seed: int, step: int) -> tuple[float, ...]:
@@ -139,6 +143,82 @@ class Curriculum:
         return _exact([(1 - done) * first + done * last for first, last in ends])
 
 
+@attrs.frozen
+class BySource:
+    """A row stops where its picture does: no picture is enlarged to train a level.
+
+    Without shares every picture is a row up to the highest level that it reaches, all equally often: small
+    and large ones come in the proportion of the data. With `shares[r]` of the rows stopping at level r, those
+    are any pictures that reach it, equally often; large ones then stop early too.
+
+    What the data hold is known only where they are: `over` gives the sampler for them. Until then every
+    picture counts as a large one, which is the most that a training can ask for. Raises ValueError as `Mixed`
+    does.
+    """
+
+    row_shares: tuple[float, ...] | None = attrs.field(
+        alias="shares", default=None, converter=attrs.converters.optional(tuple)
+    )
+    levels: int = attrs.field(kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.row_shares is not None:
+            _check(self.row_shares, self.levels)
+
+    def shares(self, seed: int, step: int) -> tuple[float, ...]:
+        return _only(self.levels - 1, self.levels) if self.row_shares is None else _exact(self.row_shares)
+
+    def over(self, counts: Sequence[int] | None) -> Divided:
+        """The sampler over data of which `counts[r]` pictures may be rows that stop at level r.
+
+        Those are, without shares, the pictures that reach level r and none above; with shares all that reach
+        it. None: any number at every level. Raises ValueError where no picture is as large as a level.
+        """
+        parts = self.shares(0, 0) if counts is None or self.row_shares is not None else counts
+        needed = [r for r, part in enumerate(parts) if part > 0]
+        # without shares the highest level must be reached; it is why it is there
+        needed = sorted({*needed, self.levels - 1}) if self.row_shares is None else needed
+        for level in needed:
+            if counts is not None and not counts[level]:
+                raise ValueError(f"no picture is as large as level {level}")
+        return Divided(tuple(round(part * 2**30) if isinstance(part, float) else part for part in parts))
+
+
+@attrs.frozen
+class Divided:
+    """Rows divided among levels by whole numbers, exactly in the long run, though not in each step.
+
+    After any number of steps the rows that have reached level r are those that `parts` ask for, to r units
+    of rows (a unit: one row for each rank and micro-batch); a level with a small part is missing in most
+    steps rather than having a row too many in each.
+    """
+
+    parts: tuple[int, ...]
+
+    def shares(self, seed: int, step: int) -> tuple[float, ...]:
+        return _exact(self.parts)
+
+    def reach(self) -> tuple[float, ...]:
+        """The part of all rows that reaches each level."""
+        return _reaching(_exact(self.parts))
+
+    def rows(self, step: int, batch: int, multiple: int = 1) -> tuple[int, ...]:
+        """How many of `batch` rows reach each level in this step; as `rows_per_level` has it."""
+        units = batch // multiple
+        before, after = self._reached(step * units), self._reached((step + 1) * units)
+        return tuple(multiple * (b - a) for a, b in zip(before, after, strict=True))
+
+    def _reached(self, units: int) -> list[int]:
+        """Of the first `units` units of rows, how many reach each level."""
+        left, found = sum(self.parts), [units]
+        for part in self.parts[:-1]:
+            # of those that reach a level its part stops there. Nested so, no step has more rows at a level
+            # than at the one below: the floor of a ratio below 1 grows no faster than what it is taken of
+            found.append(found[-1] * (left - part) // left if left else 0)
+            left -= part
+        return found
+
+
 def _only(level: int, levels: int) -> tuple[float, ...]:
     return tuple(float(r == level) for r in range(levels))
 
@@ -159,6 +239,15 @@ def _exact(shares: Sequence[float]) -> tuple[float, ...]:
 def _reaching(shares: Sequence[float]) -> tuple[float, ...]:
     """The part of the rows that reaches each level, from the part whose top level it is."""
     return tuple(math.fsum(shares[level:]) for level in range(len(shares)))
+
+
+def step_rows(sampler: Any, seed: int, step: int, batch: int, multiple: int = 1) -> tuple[int, ...]:
+    """How many rows of a step reach each level, as the sampler has it; ValueError as `rows_per_level`."""
+    rows = getattr(sampler, "rows", None)
+    if rows is None:
+        return rows_per_level(sampler.shares(seed, step), batch, multiple)
+    rows_per_level((1.0,), batch, multiple)  # whether it splits at all
+    return rows(step, batch, multiple)
 
 
 def level_factors(sampler: Any, rows: Sequence[int]) -> tuple[float, ...]:

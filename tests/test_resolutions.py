@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from mdmkit.resolutions import (
     All,
+    BySource,
     Curriculum,
+    Divided,
     Fixed,
     Mixed,
     ResolutionSampler,
@@ -16,6 +18,7 @@ from mdmkit.resolutions import (
     level_factors,
     rows_per_level,
     some_steps,
+    step_rows,
 )
 
 parts = st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any)
@@ -69,6 +72,9 @@ def test_samplers_give_one_share_a_level(weights: list[int], seed: int, step: in
         Mixed(share(weights), levels=count),
         Stochastic(share(weights), levels=count),
         Curriculum(share(weights), share(weights[::-1]), 6, levels=count),
+        BySource(levels=count),
+        BySource(share(weights), levels=count),
+        Divided(tuple(weights)),
     ):
         assert isinstance(sampler, ResolutionSampler)
         shares = sampler.shares(seed, step)
@@ -162,3 +168,52 @@ def test_the_steps_that_are_looked_at_hold_the_first_and_the_last():
     assert some_steps(3) == [0, 1, 2]
     assert some_steps(1000, count=2) == [0, 1, 999]
     assert some_steps(None, count=2) == [0, 1]
+
+
+@given(weights=parts, units=st.integers(1, 9), multiple=st.integers(1, 4), start=st.integers(0, 10**6))
+def test_divided_rows_are_exact_in_the_long_run(weights: list[int], units: int, multiple: int, start: int):
+    sampler, batch, total = Divided(tuple(weights)), units * multiple, sum(weights)
+    so_far = [0] * len(weights)
+    for step in range(40):
+        rows = step_rows(sampler, 0, step, batch, multiple)
+        assert rows[0] == batch
+        assert all(count % multiple == 0 for count in rows)
+        assert list(rows) == sorted(rows, reverse=True)
+        so_far = [before + count for before, count in zip(so_far, rows, strict=True)]
+        for level, count in enumerate(so_far):
+            ideal = (step + 1) * units * sum(weights[level:]) / total
+            assert ideal - level - 1e-6 <= count / multiple <= ideal + 1e-6
+    # whole rounds come out even, wherever they begin
+    period = [step_rows(sampler, 0, start * total + step, batch, multiple) for step in range(total)]
+    assert [sum(column) for column in zip(*period, strict=True)] == [
+        batch * sum(weights[level:]) for level in range(len(weights))
+    ]
+
+
+@given(weights=parts, units=st.integers(1, 9))
+def test_factors_let_every_divided_row_count_alike(weights: list[int], units: int):
+    sampler, total = Divided(tuple(weights)), sum(weights)
+    counted = [0.0] * len(weights)
+    for step in range(total):
+        reached = [count for count in sampler.rows(step, units) if count]
+        for level, factor in enumerate(level_factors(sampler, reached)):
+            counted[level] += factor
+            assert factor / reached[level] == pytest.approx(total / units / sum(weights[level:]))
+    top = max(level for level, weight in enumerate(weights) if weight)
+    assert counted[: top + 1] == pytest.approx([total] * (top + 1))
+    assert not any(counted[top + 1 :])
+
+
+def test_by_source_over_data():
+    assert BySource(levels=3).over((70, 0, 30)).parts == (70, 0, 30)
+    assert BySource(levels=2).over(None).shares(0, 0) == (0, 1)
+    assert BySource((0.25, 0.75), levels=2).over(None).shares(0, 0) == pytest.approx((0.25, 0.75))
+    assert BySource((0.25, 0.75), levels=2).over((9, 3)).shares(0, 0) == pytest.approx((0.25, 0.75))
+    with pytest.raises(ValueError, match="no picture is as large as level 2"):
+        BySource(levels=3).over((70, 30, 0))
+    with pytest.raises(ValueError, match="no picture is as large as level 1"):
+        BySource((0.5, 0.5), levels=2).over((70, 0))
+    with pytest.raises(ValueError, match="expected shares for 3 levels, low to high, got 2"):
+        BySource((0.5, 0.5), levels=3)
+    with pytest.raises(ValueError, match="batch=6 is not a multiple of 4"):
+        step_rows(Divided((1, 1)), 0, 0, 6, 4)

@@ -7,7 +7,7 @@ import attrs
 from mdmkit.plugins.component import Component
 from mdmkit.recipe.options import opt
 
-__all__ = ["COMPONENTS", "All", "Curriculum", "Fixed", "Mixed", "Stochastic"]
+__all__ = ["COMPONENTS", "All", "BySource", "Curriculum", "Fixed", "Mixed", "Stochastic"]
 
 
 @attrs.frozen
@@ -49,10 +49,20 @@ class Curriculum:
     steps: int = opt(help="how long they move, from a stage's first step where there are stages", ge=1)
 
 
+@attrs.frozen
+class BySource:
+    """A picture trains the levels up to its own size: none is enlarged."""
+
+    shares: tuple[float, ...] | None = opt(
+        None, "the part of the rows that stop at each level; as in the data where not given", ge=0.0
+    )
+
+
 COMPONENTS: list[Component] = [
     Component("resolution_sampler", "all", All, "mdmkit.resolutions:All"),
     Component("resolution_sampler", "fixed", Fixed, "mdmkit.resolutions:Fixed"),
     Component("resolution_sampler", "mixed", Mixed, "mdmkit.resolutions:Mixed"),
     Component("resolution_sampler", "stochastic", Stochastic, "mdmkit.resolutions:Stochastic"),
     Component("resolution_sampler", "curriculum", Curriculum, "mdmkit.resolutions:Curriculum"),
+    Component("resolution_sampler", "by_source", BySource, "mdmkit.resolutions:BySource"),
 ]

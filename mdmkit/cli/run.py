@@ -254,6 +254,9 @@ def work(
             if start is not None:
                 told.event(0, "started_from", start.facts())
                 told.note(str(start))
+            if parts.by_size is not None:
+                told.event(told.step, "pictures_by_size", parts.by_size.facts())
+                told.note(str(parts.by_size))
             told.padding(recipe, parts.nest)
             registry.hook.mdmkit_run_start(run=info)
 

@@ -19,7 +19,12 @@ import attrs
 from .options import Use
 from .problems import Path, Problem
 from .schema import Data, Diffusion, Model, Sample, Train
-from .shares import batch_feeds_levels, levels_are_shared_out, levels_are_trained
+from .shares import (
+    batch_feeds_levels,
+    by_source_reads_pictures,
+    levels_are_shared_out,
+    levels_are_trained,
+)
 
 __all__ = ["cross_problems", "side", "uses"]
 
@@ -215,6 +220,7 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     levels_are_shared_out,
     levels_are_trained,
     batch_feeds_levels,
+    by_source_reads_pictures,
     prompts_need_text,
     levels_that_join_are_averaged,
     core_and_text_agree,

@@ -8,13 +8,14 @@ from .options import Use
 from .problems import Problem
 from .schema import Diffusion, Model, Train
 
-__all__ = ["batch_feeds_levels", "levels_are_shared_out", "levels_are_trained"]
+__all__ = ["batch_feeds_levels", "by_source_reads_pictures", "levels_are_shared_out", "levels_are_trained"]
 
 # the settings of the built-in samplers with one number a level
 SHARES = {
     "mixed": ("shares",),
     "stochastic": ("probabilities",),
     "curriculum": ("start", "end"),
+    "by_source": ("shares",),
 }
 
 
@@ -76,4 +77,16 @@ def batch_feeds_levels(train: Train) -> Iterator[Problem]:
             "train.batch",
             f"{train.batch} rows{micro} cannot give each of the {levels} levels of train.levels a row; "
             f"use >= {levels * train.accumulate}",
+        )
+
+
+def by_source_reads_pictures(model: Model, train: Train, growth: Use) -> Iterator[Problem]:
+    """Rows stop at the size of a picture among all levels, not of a grid of frames or in a stage."""
+    if train.levels.name != "by_source":
+        return
+    if any(getattr(level.network.settings, "frames", 1) > 1 for level in model.levels):
+        yield Problem("train.levels", "'by_source' is for pictures, not for grids of frames; take 'mixed'")
+    if growth.name != "none":
+        yield Problem(
+            "train.levels", "'by_source' needs all levels from the start on; take 'mixed', or growth 'none'"
         )

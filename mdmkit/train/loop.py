@@ -12,14 +12,15 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from mdmkit.data.by_size import BySize
 from mdmkit.data.loader import Batch, batches
 from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.pyramid import pyramid
-from mdmkit.resolutions import level_factors, rows_per_level
+from mdmkit.resolutions import level_factors, step_rows
 from mdmkit.streams import seed_of
 
 from .conditions import micro_conditions, text_conditions
-from .draws import Rows, draw_noise, dropped, micro_batches
+from .draws import Rows, draw_noise, dropped, micro_batches, numbered, stopping
 from .ema import EMA
 from .objective import Objective
 from .optim import named_state
@@ -65,6 +66,7 @@ class Parts:
     time_sampler: Any
     resolutions: tuple[tuple[int, int], ...]
     frames: tuple[int, ...] | None = None  # of each level's pictures, where these are grids of frames
+    by_size: BySize | None = None  # read instead of the dataset where rows stop at their picture's size
 
 
 def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.Parameter]:
@@ -84,8 +86,7 @@ def reached_rows(
         WrongInput: the batch does not split over ranks and micro-batches.
     """
     try:
-        shares = resolution_sampler.shares(plan.seed, step)
-        counts = rows_per_level(shares, plan.batch, multiple=ranks * plan.accumulate)
+        counts = step_rows(resolution_sampler, plan.seed, step, plan.batch, multiple=ranks * plan.accumulate)
     except ValueError as error:
         raise WrongInput(
             f"train.levels on {ranks} ranks, in {plan.accumulate} micro-batches: {error}"
@@ -141,15 +142,28 @@ def train(
     objective = world.wrap(parts.objective)
     parts.nest.train()
 
-    def rows_of(at: int) -> list[Rows]:
-        counts = reached_rows(
+    def counts_of(at: int) -> tuple[int, ...]:
+        return reached_rows(
             plan, at, resolution_sampler=parts.resolution_sampler, growth=parts.growth, ranks=world.size
         )
-        return micro_batches(counts, rank=world.rank, ranks=world.size, accumulate=plan.accumulate)
+
+    def rows_of(at: int) -> list[Rows]:
+        return micro_batches(counts_of(at), rank=world.rank, ranks=world.size, accumulate=plan.accumulate)
 
     def positions() -> Iterator[list[int]]:
         for at in range(step, plan.steps):
             yield [at * plan.batch + place for rows in rows_of(at) for place in rows.places]
+
+    def positions_by_size(by_size: BySize) -> Iterator[list[int]]:
+        # each level goes through pictures of its own: where it is follows from the counts of all steps before
+        before = [0] * levels
+        for at in range(plan.steps):
+            counts = counts_of(at)
+            if at >= step:
+                rows = [numbered(rows, counts, before) for rows in rows_of(at)]
+                yield [by_size.position(level, number) for micro in rows for level, number in micro]
+            for level, count in enumerate(stopping(counts)):
+                before[level] += count
 
     def log(seconds: float) -> None:
         counts = world.sum(skipped, truncated, device=device)
@@ -206,7 +220,12 @@ def train(
     with (
         stop_signals() as asked_to_stop,
         contextlib.closing(
-            batches(parts.dataset, positions(), workers=plan.workers, pin_memory=device.type == "cuda")
+            batches(
+                parts.by_size or parts.dataset,
+                positions_by_size(parts.by_size) if parts.by_size else positions(),
+                workers=plan.workers,
+                pin_memory=device.type == "cuda",
+            )
         ) as loader,
     ):
         if resume is not None:

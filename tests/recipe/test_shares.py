@@ -6,6 +6,7 @@ import pytest
 
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import RecipeError, loads
+from tests.train.test_frames import FRAMES
 
 RECIPE = """\
 format = 1
@@ -75,6 +76,10 @@ WRONG = {
         "recipe.toml:26: train.batch: 6 rows in 3 micro-batches cannot give each of the 3 levels of "
         "train.levels a row; use >= 9"
     ],
+    '{ use = "by_source", shares = [0.5, 0.5] }': [f"{HERE}.shares: expected one number a level, 3, got 2"],
+    '{ use = "by_source", shares = [0.5, 0.5, 0.0] }': [
+        f"{HERE}.shares: no row reaches level 2, which {NEVER}"
+    ],
 }
 
 
@@ -99,6 +104,8 @@ def test_wrong_shares(levels: str) -> None:
         '{ use = "mixed", shares = [0.0, 0.5, 0.5] }',
         '{ use = "stochastic", probabilities = [0.3333, 0.3333, 0.3333] }',
         '{ use = "curriculum", start = [1.0, 0.0, 0.0], end = [0.0, 0.0, 1.0], steps = 5 }',
+        '"by_source"',
+        '{ use = "by_source", shares = [0.5, 0.0, 0.5] }',
     ],
 )
 def test_right_shares(levels: str) -> None:
@@ -108,3 +115,9 @@ def test_right_shares(levels: str) -> None:
 def test_a_level_of_no_weight_may_do_without_rows() -> None:
     text = RECIPE.replace("{levels}", '{ use = "fixed", level = 1 }').replace("1.0, 0.5]", "1.0, 0.0]")
     assert said(text) == []
+
+
+def test_rows_stop_at_the_size_of_pictures_not_of_grids_of_frames() -> None:
+    text = FRAMES.replace('{ use = "mixed", shares = [0.5, 0.5] }', '"by_source"')
+    (line,) = said(text)
+    assert line.endswith(": train.levels: 'by_source' is for pictures, not for grids of frames; take 'mixed'")
