@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "by_size",
+    "check_guidance",
     "cond_dim",
     "dataset",
     "diffusion",
@@ -195,24 +196,59 @@ def spacing(recipe: Recipe, registry: Registry) -> Any:
 
 
 def threshold(recipe: Recipe, registry: Registry) -> Any:
-    """What keeps predicted pictures in range: a function."""
-    return registry.build(recipe.sample.threshold, kind="threshold")
+    """What keeps predicted pictures in range: a function, or one a level."""
+    said = recipe.sample.threshold
+    if isinstance(said, tuple):
+        return tuple(registry.build(use, kind="threshold") for use in said)
+    return registry.build(said, kind="threshold")
 
 
-def guidance(recipe: Recipe, registry: Registry) -> list[Any]:
-    """The guidance components, in the order in which they are applied."""
-    return [registry.build(use, kind="guidance") for use in recipe.sample.guidance]
+def guidance(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> list[Any]:
+    """The guidance components, in the order in which they are applied; models that they ask on a device.
+
+    Raises:
+        WrongInput: there is no such model, or it does not fit.
+    """
+    from mdmkit.sampling.auto import OverModel
+    from mdmkit.weak_model import opened
+
+    built = [registry.build(use, kind="guidance") for use in recipe.sample.guidance]
+    return [
+        opened(one, recipe, registry, device=device) if isinstance(one, OverModel) else one for one in built
+    ]
 
 
-def drawing(recipe: Recipe, registry: Registry) -> Drawing:
-    """How pictures are drawn: the [sample] table."""
+def check_guidance(recipe: Recipe, registry: Registry) -> None:
+    """Refuse guidance by a model that is not there, or of other pictures or noise, and intervals outside of
+    the schedule; nothing is loaded.
+
+    Raises:
+        WrongInput: there is one.
+    """
+    from mdmkit.sampling import Interval
+    from mdmkit.sampling.auto import OverModel
+    from mdmkit.weak_model import check
+
+    for use in recipe.sample.guidance:
+        one = registry.build(use, kind="guidance")
+        if isinstance(one, OverModel):
+            check(one, recipe, registry)
+        elif isinstance(one, Interval):
+            try:
+                one.check(diffusion(recipe, registry))
+            except ValueError as error:
+                raise WrongInput(f"sample.guidance: {error}") from error
+
+
+def drawing(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> Drawing:
+    """How pictures are drawn: the [sample] table; other models that guidance asks are loaded on a device."""
     from mdmkit.sampling.draw import Drawing
 
     return Drawing(
         rule=rule(recipe, registry),
         spacing=spacing(recipe, registry),
         threshold=threshold(recipe, registry),
-        guidance=tuple(guidance(recipe, registry)),
+        guidance=tuple(guidance(recipe, registry, device=device)),
         steps=recipe.sample.steps,
         outer_from=recipe.sample.outer_from,
     )

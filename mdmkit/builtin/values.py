@@ -73,6 +73,14 @@ class Interpolated:
 
 
 @attrs.frozen
+class Laplace:
+    """Laplace's density over logsnr: most times near one noise level."""
+
+    mean: float = opt(0.0, "logsnr at t = 0.5, where the density is highest", gt=-20.0, lt=20.0)
+    scale: float = opt(0.5, "width of the density, in logsnr", gt=0.0)
+
+
+@attrs.frozen
 class ZeroTerminal:
     """Another schedule, stretched to leave no signal at t = 1."""
 
@@ -189,6 +197,7 @@ COMPONENTS: list[Component] = [
     Component("noise_schedule", "sigmoid", Sigmoid, "mdmkit.schedules:Sigmoid"),
     Component("noise_schedule", "edm", EDM, "mdmkit.schedules:EDM"),
     Component("noise_schedule", "interpolated", Interpolated, "mdmkit.schedules:Interpolated"),
+    Component("noise_schedule", "laplace", Laplace, "mdmkit.schedules:Laplace"),
     Component("noise_schedule", "zero_terminal", ZeroTerminal, "mdmkit.schedules:ZeroTerminal"),
     Component("noise_schedule", "linear_flow", LinearFlow, "mdmkit.schedules:LinearFlow"),
     Component("weighting", "uniform", Uniform, "mdmkit.weighting:Uniform"),

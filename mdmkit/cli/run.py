@@ -118,6 +118,7 @@ def execute(
             ranks.barrier()
             refuse_too_large(recipe, registry, device=device, ranks=ranks)
             start = start_of(recipe, folder, registry, resumed=resumed)
+            assemble.check_guidance(recipe, registry)  # not after hours of training
             parts = assemble.parts(recipe, registry, device=device)
             if start is not None:
                 start.copy_into(trained_parameters(parts.nest, parts.text))
@@ -233,7 +234,7 @@ def work(
     from mdmkit.train.logs import JSONLines, cut_back
     from mdmkit.train.loop import train
 
-    from .run_pictures import captions_of, grids, measure, reads_prompts, said, save_metrics
+    from .run_pictures import draws, grids, measure, reads_prompts, said, save_metrics
 
     plan = assemble.plan(recipe)
     info = RunInfo(folder=folder, recipe=recipe, seed=recipe.run.seed)
@@ -294,9 +295,13 @@ def work(
 
             with ema.swap():
                 grids(recipe, registry, parts, folder, plan.steps, told, device)
-                if recipe.evaluate.metrics and reads_prompts(parts.text):
-                    captions = captions_of(parts.dataset, recipe.evaluate.count)
-                    results = measure(recipe, registry, parts.nest, parts.text, captions, device)
+                metrics = assemble.metrics(recipe, registry, device=device)
+                if not reads_prompts(parts.text):  # nothing can be drawn, as the log says
+                    metrics = {name: metric for name, metric in metrics.items() if not draws(metric)}
+                if metrics:
+                    results = measure(
+                        recipe, registry, metrics, parts.nest, parts.text, parts.dataset, device
+                    )
                     save_metrics(folder / "metrics.json", results)
                     print(said(results), file=sys.stderr)
             told.event(plan.steps, "finished", {})

@@ -18,7 +18,8 @@ class TextPath(nn.Module):
     """Text features to what the network reads: projected, through self-attention layers, and pooled.
 
     cond (B, L, cond_dim), mask (B, L) bool or None. The pooled vector is the mean over the tokens that the
-    mask leaves, zero where it leaves none. Source: Gu et al. 2024 (2310.15111), released networks.
+    mask leaves, zero where it leaves none; weights (B, L) multiply the tokens in it. Source: Gu et al. 2024
+    (2310.15111), released networks.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class TextPath(nn.Module):
         self.layers = nn.ModuleList(TextLayer(width, heads=heads, **where) for _ in range(layers))
         self.pool = None if pooled_dim is None else nn.Linear(width, pooled_dim, bias=False, **where)
 
-    def forward(self, cond: Tensor, mask: Tensor | None, run: Running) -> Text:
+    def forward(
+        self, cond: Tensor, mask: Tensor | None, run: Running, weights: Tensor | None = None
+    ) -> Text:
         x = cond if self.project is None else self.project(cond)
         # released networks that ignore the mask do so in the pooling only where they have layers of their own
         inside = mask if self.masked or not self.layers else None
@@ -49,11 +52,12 @@ class TextPath(nn.Module):
             x = run(layer, x, inside, run.attend)
         pooled = None
         if self.pool is not None:
+            counted = x if weights is None else x * weights[..., None].to(x)
             if inside is None:
-                pooled = x.mean(1)
+                pooled = counted.mean(1)
             else:
                 kept = inside[..., None].to(x.dtype)
-                pooled = (x * kept).sum(1) / kept.sum(1).clamp(min=1)
+                pooled = (counted * kept).sum(1) / kept.sum(1).clamp(min=1)
             pooled = self.pool(pooled)
         return Text(x, mask, pooled)
 
@@ -144,9 +148,15 @@ class UNetCore(UNet):
             )
 
     def read(
-        self, cond: Tensor | None, mask: Tensor | None = None, run: Running | None = None
+        self,
+        cond: Tensor | None,
+        mask: Tensor | None = None,
+        run: Running | None = None,
+        weights: Tensor | None = None,
     ) -> Text | None:
         """What every level is told about the text; cond (B, L, cond_dim), mask (B, L) bool, None: no text.
+
+        weights (B, L): how much each token counts in the pooled text.
 
         Raises ValueError where text is given but not expected, expected but not given, or of another width.
         """
@@ -157,7 +167,7 @@ class UNetCore(UNet):
         if cond is None or cond.shape[-1] != self.cond_dim:
             came = "none" if cond is None else f"width {cond.shape[-1]}"
             raise ValueError(f"expected text features of width {self.cond_dim}, got {came}")
-        return self.text(cond, mask, run or Running())
+        return self.text(cond, mask, run or Running(), weights)
 
     def head(self, x: Tensor) -> Tensor:
         prediction, limit = super().head(x), self.output_limit

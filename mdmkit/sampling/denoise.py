@@ -32,7 +32,11 @@ class Denoise(Protocol):
 
 
 class Answers(NamedTuple):
-    """What a denoiser was asked, and what is gone on with; `uncond` is None where it was not asked for."""
+    """What a denoiser was asked, and what is gone on with.
+
+    `uncond` is what guidance led away from: the unconditional answer, or a weaker model's; None where nothing
+    was asked for.
+    """
 
     cond: Denoised
     uncond: Denoised | None
@@ -60,9 +64,11 @@ class Denoiser:
 
     `nest(z, t, cond, cond_mask, micros)` predicts in `diffusion.prediction` (`mdmkit.nn.NestedUNet`).
     `cond (B, L, D)`, `cond_mask (B, L)`: the text of the B pictures; `uncond`, `uncond_mask`: of the empty
-    text, B rows or one for all, any length; `micros`: values of shape (B,) by name. Predictions are turned
-    into x0 and eps in the dtype of `z`, whatever precision the network ran in. Of a `NestedUNet` the weights
-    must stay as they are while it is used: what it makes of the text is kept.
+    text, B rows or one for all, any length; `cond_weights (B, L)`, `uncond_weights`: how much each token
+    counts, for a network that takes `cond_weights` (`NestedUNet.read` says how); `micros`: values of shape
+    (B,) by name. Predictions are turned into x0 and eps in the dtype of `z`, whatever precision the network
+    ran in. Of a `NestedUNet` the weights must stay as they are while it is used: what it makes of the text is
+    kept.
     """
 
     def __init__(
@@ -74,19 +80,22 @@ class Denoiser:
         cond_mask: Tensor | None = None,
         uncond: Tensor | None = None,
         uncond_mask: Tensor | None = None,
+        cond_weights: Tensor | None = None,
+        uncond_weights: Tensor | None = None,
         micros: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.nest = nest
         self.diffusion = diffusion
         self.cond, self.cond_mask = cond, cond_mask
         self.uncond, self.uncond_mask = uncond, uncond_mask
+        self.cond_weights, self.uncond_weights = cond_weights, uncond_weights
         self.micros = micros
         self.readings: dict[str, Text | None] = {}
 
     def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
         """The conditional answer."""
         t = times(at, len(z[0]), z[0].device)
-        text = self.text("cond", self.cond, self.cond_mask)
+        text = self.text("cond", self.cond, self.cond_mask, self.cond_weights)
         predictions = self.nest(tuple(z), t, micros=self.micros, **text)
         return from_space(predictions, z, at, self.diffusion.prediction)
 
@@ -101,24 +110,30 @@ class Denoiser:
             )
         rows = len(z[0])
         texts = (self.cond, self.cond_mask), expand_rows(self.uncond, self.uncond_mask, rows=rows)
+        weights = stack_weights(
+            (self.cond, self.cond_weights), expand_rows(self.uncond, self.uncond_weights, rows=rows)
+        )
         twice = tuple(torch.cat([level, level]) for level in z)
         t = times(at, 2 * rows, z[0].device)
         micros = self.micros and {key: torch.cat([value, value]) for key, value in self.micros.items()}
-        predictions = self.nest(twice, t, micros=micros, **self.text("both", *stack_texts(*texts)))
+        predictions = self.nest(twice, t, micros=micros, **self.text("both", *stack_texts(*texts), weights))
         return (
             from_space([prediction[:rows] for prediction in predictions], z, at, self.diffusion.prediction),
             from_space([prediction[rows:] for prediction in predictions], z, at, self.diffusion.prediction),
         )
 
-    def text(self, name: str, cond: Tensor | None, cond_mask: Tensor | None) -> dict[str, Any]:
+    def text(
+        self, name: str, cond: Tensor | None, cond_mask: Tensor | None, weights: Tensor | None
+    ) -> dict[str, Any]:
         """The text as the network is told it; a nest reads it once, and not at every step.
 
         Where gradients are wanted, it reads anew.
         """
         if not isinstance(self.nest, NestedUNet) or torch.is_grad_enabled():
-            return {"cond": cond, "cond_mask": cond_mask}
+            told = {"cond": cond, "cond_mask": cond_mask}
+            return told if weights is None else told | {"cond_weights": weights}
         if name not in self.readings:
-            self.readings[name] = self.nest.read(cond, cond_mask)
+            self.readings[name] = self.nest.read(cond, cond_mask, weights)
         return {"text": self.readings[name]}
 
     def plain(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
@@ -163,6 +178,18 @@ def expand_rows(text: Tensor, mask: Tensor | None, *, rows: int) -> tuple[Tensor
     if len(text) == rows:
         return text, mask
     return text.expand(rows, -1, -1), None if mask is None else mask.expand(rows, -1)
+
+
+def stack_weights(*texts: tuple[Tensor, Tensor | None]) -> Tensor | None:
+    """The tokens' weights of texts of different lengths as one batch; 1 where none are given, and behind."""
+    if all(weights is None for _, weights in texts):
+        return None
+    length = max(features.shape[1] for features, _ in texts)
+    given = [
+        features.new_ones(features.shape[:2]) if weights is None else weights.to(features)
+        for features, weights in texts
+    ]
+    return torch.cat([F.pad(weights, (0, length - weights.shape[1]), value=1.0) for weights in given])
 
 
 def stack_texts(*texts: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:

@@ -52,6 +52,21 @@ def test_a_metric_is_named_or_the_recipes(run: Path) -> None:
     assert named.code == 0
 
 
+def test_likelihood_looks_at_the_data_and_draws_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmkit.cli.run_pictures.drawn", None)
+    few = ("--metric", "likelihood", "--count", "5", "--set", "sample.batch=2")
+    done = tiny.here("evaluate", run, *few)
+    assert done.code == 0, done.err
+    numbers = {name: float(value) for name, value in (line.split() for line in done.out.splitlines())}
+    names = ("bits.0", "bits.1", "given.0", "given.1", "pictures")
+    assert list(numbers) == [f"likelihood.{name}" for name in names]
+    assert all(0 < value < 40 for value in numbers.values())
+    again = tiny.here("evaluate", run, *few[:-1], "sample.batch=5")
+    assert again == done, "a picture's bits are its own, whatever the batch"
+    # whoever knows nothing pays for every pixel: an untrained network predicts v = 0
+    assert numbers["likelihood.bits.1"] > 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -59,7 +74,7 @@ def test_a_metric_is_named_or_the_recipes(run: Path) -> None:
         (("--weights", "best"), "evaluate --weights: expected ema or model, got 'best'"),
         (("--set", "evaluate.metrics=[]"),
          "evaluate: the recipe measures nothing (evaluate.metrics is empty); say --metric "
-         "(known: prompt_accuracy)"),
+         "(known: likelihood, prompt_accuracy)"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(run: Path, arguments: tuple[str, ...], line: str) -> None:

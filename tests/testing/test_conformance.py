@@ -93,6 +93,7 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
         "end": (0.0, 0.5, 0.5),
         "steps": 100,
     },
+    "guidance/auto": lambda folder: {"weak": str(folder)},
     "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},
 }
 
