@@ -204,9 +204,12 @@ class Divided:
 
     def rows(self, step: int, batch: int, multiple: int = 1) -> tuple[int, ...]:
         """How many of `batch` rows reach each level in this step; as `rows_per_level` has it."""
-        units = batch // multiple
-        before, after = self._reached(step * units), self._reached((step + 1) * units)
-        return tuple(multiple * (b - a) for a, b in zip(before, after, strict=True))
+        ends = (self.so_far(end, batch, multiple) for end in (step, step + 1))
+        return tuple(after - before for before, after in zip(*ends, strict=True))
+
+    def so_far(self, steps: int, batch: int, multiple: int = 1) -> tuple[int, ...]:
+        """How many rows of the first `steps` steps reach each level."""
+        return tuple(multiple * count for count in self._reached(steps * (batch // multiple)))
 
     def _reached(self, units: int) -> list[int]:
         """Of the first `units` units of rows, how many reach each level."""

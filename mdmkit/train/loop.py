@@ -155,15 +155,13 @@ def train(
             yield [at * plan.batch + place for rows in rows_of(at) for place in rows.places]
 
     def positions_by_size(by_size: BySize) -> Iterator[list[int]]:
-        # each level goes through pictures of its own: where it is follows from the counts of all steps before
-        before = [0] * levels
-        for at in range(plan.steps):
+        # each level goes through pictures of its own
+        for at in range(step, plan.steps):
             counts = counts_of(at)
-            if at >= step:
-                rows = [numbered(rows, counts, before) for rows in rows_of(at)]
-                yield [by_size.position(level, number) for micro in rows for level, number in micro]
-            for level, count in enumerate(stopping(counts)):
-                before[level] += count
+            reached = parts.resolution_sampler.so_far(at, plan.batch, world.size * plan.accumulate)
+            before = stopping(reached)
+            rows = [row for rows in rows_of(at) for row in numbered(rows, counts, before)]
+            yield [by_size.position(level, number) for level, number in rows]
 
     def log(seconds: float) -> None:
         counts = world.sum(skipped, truncated, device=device)
