@@ -6,6 +6,7 @@ Everything heavy is imported where it is used. A recipe comes from `mdmkit.recip
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe import Recipe
     from mdmkit.sampling.draw import Drawing
-    from mdmkit.train.loop import Parts, Plan
+    from mdmkit.train.loop import Parts, Phase, Plan
 
 __all__ = [
     "by_size",
@@ -31,7 +32,6 @@ __all__ = [
     "diffusion",
     "drawing",
     "frames",
-    "growth",
     "guidance",
     "loggers",
     "loss",
@@ -99,7 +99,26 @@ def nest(
         inner = registry.build(level.network, kind="shell", **told, **where)
         shells.append(inner)
     attend = registry.build(recipe.model.attend, kind="attention")
-    return NestedUNet(core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend)
+    return NestedUNet(
+        core, shells, use_checkpoint=recipe.model.use_checkpoint, attend=attend, lift=lift(recipe, levels)
+    )
+
+
+def lift(recipe: Recipe, levels: int | None = None) -> tuple[float, ...] | None:
+    """What each shell adds of the prediction inside: where that is a picture, the same picture at its scale.
+
+    None for other predictions, and for grids of frames, whose levels have their frames in other places.
+    """
+    from mdmkit.diffusion import signal_scales
+
+    said = recipe.diffusion
+    if said.prediction != "x0" or frames(recipe) is not None:
+        return None
+    scales = signal_scales(
+        resolutions(recipe, levels), scale=said.signal_scale, power=said.signal_scale_power
+    )
+    count = len(resolutions(recipe, levels))
+    return tuple(outer / inner for inner, outer in pairwise(scales or (1.0,) * count))
 
 
 def text_encoder(
@@ -158,11 +177,6 @@ def resolution_sampler(recipe: Recipe, registry: Registry, *, levels: int | None
     """Which levels the rows of a batch train, among the first `levels` where given."""
     levels = levels or len(recipe.model.levels)
     return registry.build(recipe.train.levels, kind="resolution_sampler", levels=levels)
-
-
-def growth(recipe: Recipe, registry: Registry) -> Any:
-    """Which levels exist at a step."""
-    return registry.build(recipe.growth, kind="growth", levels=len(recipe.model.levels))
 
 
 def optimizer(recipe: Recipe, registry: Registry, params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -254,16 +268,22 @@ def drawing(recipe: Recipe, registry: Registry, *, device: torch.device | str = 
     )
 
 
-def plan(recipe: Recipe) -> Plan:
-    """The numbers of a training: the [train] table, with what it shares with others."""
-    from mdmkit.train.loop import Plan
+def plan(recipe: Recipe, phase: Phase | None = None) -> Plan:
+    """The numbers of a training: the [train] table, with what it shares with others.
+
+    phase: where it stands among the stages of a growing network; the recipe is that of the stage.
+    """
+    from mdmkit.train.loop import Phase, Plan
+
+    phase = phase or Phase()
 
     said = recipe.train
     if said.steps is None or said.batch is None:
         raise ValueError("a training needs train.steps and train.batch")
     return Plan(
-        steps=said.steps,
+        steps=phase.first + said.steps,
         batch=said.batch,
+        phase=phase,
         seed=recipe.run.seed,
         accumulate=said.accumulate,
         clip=said.clip,
@@ -284,7 +304,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
     import torch
 
     from mdmkit.streams import seed_of
-    from mdmkit.train.loop import Parts, trained_parameters
+    from mdmkit.train.loop import Parts, beside_the_model, trained_parameters
     from mdmkit.train.objective import Objective
 
     source = dataset(recipe, registry)  # first: what is wrong with files is known soonest
@@ -299,6 +319,9 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         compile_blocks(network.blocks())
     learns = text is not None and getattr(text, "trainable", False)
     hold_empty_features(recipe, text, source)
+    weights = weighting(recipe, registry)
+    heads = weights.heads(len(recipe.model.levels)).to(device) if hasattr(weights, "heads") else None
+    trained = trained_parameters(network, text) | beside_the_model(heads)
     return Parts(
         nest=network,
         text=text,
@@ -308,17 +331,18 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
             diffusion=diffusion(recipe, registry),
             loss_space=recipe.diffusion.loss_space,
             pixel_loss=loss(recipe, registry),
-            weighting=weighting(recipe, registry),
+            weighting=weights,
+            uncertainty=heads,
         ),
         dataset=source,
-        optimizer=optimizer(recipe, registry, list(trained_parameters(network, text).items())),
+        optimizer=optimizer(recipe, registry, list(trained.items())),
         lr_schedule=lr_schedule(recipe, registry),
         resolution_sampler=sampler,
-        growth=growth(recipe, registry),
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
         frames=frames(recipe),
         by_size=sorted_by_size,
+        weighting=heads,
     )
 
 

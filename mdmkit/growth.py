@@ -1,35 +1,318 @@
-"""Growth strategies: which levels exist at which step."""
+"""Growth strategies: the stages of a training, and what a network that grows carries over.
+
+A stage is a training of its own: some levels, a batch, a number of steps. Between two stages the whole state
+(parameters, averages, moments) is carried into the larger network by its strategy's `carry`. Nothing here
+needs torch before it carries something, so that a recipe can be checked without it.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import attrs
 
-__all__ = ["Growth", "NoGrowth", "Stage"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Deepen",
+    "FadeIn",
+    "FreezeThenThaw",
+    "Growth",
+    "Net2Wider",
+    "NoGrowth",
+    "Plateau",
+    "Stack",
+    "Stage",
+    "Staged",
+    "Watch",
+    "new_levels",
+    "ramp",
+]
+
+
+@attrs.frozen
+class Plateau:
+    """When a stage ends before its steps are over: its loss no longer falls.
+
+    The mean loss over each `window` steps is compared with the lowest so far; where it has not fallen below
+    it by the share `drop` in `patience` windows in a row, the stage ends.
+    """
+
+    window: int = 100
+    patience: int = 3
+    drop: float = 0.01
+
+
+@attrs.define
+class Watch:
+    """Says when a plateau is reached; what it has seen is checkpointed with the run.
+
+    means: of the full windows so far that count, the lowest first, and how many since have not fallen below.
+    """
+
+    plateau: Plateau
+    total: float = 0.0
+    steps: int = 0
+    lowest: float = math.inf
+    flat: int = 0
+
+    def reached(self, loss: float) -> bool:
+        """Take in the loss of a step, where it is a number; whether the stage ends with it."""
+        if not math.isfinite(loss):
+            return False
+        self.total, self.steps = self.total + loss, self.steps + 1
+        if self.steps < self.plateau.window:
+            return False
+        mean, self.total, self.steps = self.total / self.steps, 0.0, 0
+        if mean < self.lowest * (1 - self.plateau.drop):
+            self.lowest, self.flat = mean, 0
+        else:
+            self.flat += 1
+        return self.flat >= self.plateau.patience
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it has seen."""
+        import torch
+
+        seen = (self.total, self.steps, self.lowest, self.flat)
+        return {"seen": torch.tensor(seen, dtype=torch.float64)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what it had seen. ValueError for another's state."""
+        if set(state) != {"seen"} or tuple(state["seen"].shape) != (4,):
+            raise ValueError(f"expected the four numbers of a plateau's watch, got {sorted(state)}")
+        self.total, steps, self.lowest, flat = state["seen"].tolist()
+        self.steps, self.flat = int(steps), int(flat)
 
 
 @attrs.frozen
 class Stage:
-    """A stretch of training with a fixed number of levels; `step` counts from the stage's first step."""
+    """A stretch of training with a fixed network.
 
-    index: int
+    levels: that exist, from the lowest resolution. steps, images: how long, in optimiser steps or pictures;
+    batch, lr, rows, shares: as the recipe's [train] says where None. warmup: steps over which the learning
+    rate of what is new rises. freeze: first steps in which only what is new learns. fade: steps over which
+    the loss weight of new levels, and what they hand inwards, rise from 0. narrower: channels are those of
+    the recipe divided by this (one number, or one a level). extra_blocks: at most so many.
+    """
+
     levels: int
-    step: int
+    steps: int | None = None
+    images: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    warmup: int = 0
+    shares: tuple[float, ...] | None = None
+    rows: Any = None
+    plateau: Plateau | None = None
+    freeze: int = 0
+    fade: int = 0
+    narrower: int | tuple[int, ...] = 1
+    extra_blocks: int | None = None
+
+    def length(self, batch: int) -> int | None:
+        """Its steps at a batch, at most; None where the recipe says them elsewhere."""
+        return self.steps if self.images is None else -(-self.images // batch)
+
+    def divisor(self, level: int) -> int:
+        """What the channels of a level are divided by."""
+        return self.narrower if isinstance(self.narrower, int) else self.narrower[level]
+
+
+def stage_of(said: Any) -> Stage:
+    """A stage from anything with some of its fields, as settings have them."""
+    names = [field.name for field in attrs.fields(Stage)]
+    given = {name: getattr(said, name) for name in names if hasattr(said, name)}
+    plateau = given.get("plateau")
+    if plateau is not None:
+        given["plateau"] = Plateau(**{f.name: getattr(plateau, f.name) for f in attrs.fields(Plateau)})
+    return Stage(**given)
+
+
+def stages_of(said: Sequence[Any]) -> tuple[Stage, ...]:
+    return tuple(stage_of(stage) for stage in said)
+
+
+def new_levels(stages: Sequence[Stage], index: int) -> range:
+    """The levels that a stage adds to those of the stage before; none in the first, where all are new."""
+    return range(stages[index - 1].levels, stages[index].levels) if index else range(0)
+
+
+def ramp(step: int, steps: int) -> float:
+    """How far something new is faded in at a step of its stage: 0 at the first, 1 from `steps` on."""
+    return min(1.0, step / steps) if steps else 1.0
 
 
 @runtime_checkable
 class Growth(Protocol):
-    """Which levels exist at a step."""
+    """How a network grows.
 
-    def stage(self, step: int) -> Stage: ...
+    preserves: right after growth every level that was there predicts exactly what it did.
+    """
+
+    preserves: ClassVar[bool]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One after the other; their levels never fall."""
+        ...
+
+    def network(self, settings: Any, stage: int, level: int) -> Any:
+        """The settings of a level's network as they are in a stage, from those of the recipe."""
+        ...
+
+    def carry(
+        self, old: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], *, moment: int = 0
+    ) -> dict[str, Tensor]:
+        """Tensors by parameter name in a network, from those in the network before; the others start afresh.
+
+        shapes are those of the network's parameters. moment: 0 for parameters and their averages, 1 and 2
+        for the optimiser's running means of gradients and of their squares.
+        """
+        ...
+
+
+@attrs.frozen
+class Staged:
+    """Levels are added by stages; all that joins them to the others starts at zero.
+
+    Source: Gu et al. 2024 (2310.15111), section 3.3, with the zero adapters of the released networks.
+    """
+
+    preserves: ClassVar[bool] = True
+    stages: tuple[Stage, ...] = attrs.field(converter=stages_of)
+    levels: int = attrs.field(kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("expected at least one stage, got none")
+        before = 1
+        for i, stage in enumerate(self.stages):
+            if not before <= stage.levels <= self.levels:
+                raise ValueError(
+                    f"expected {before} to {self.levels} levels in stages[{i}], got {stage.levels}: levels "
+                    "never fall, and the network has no more"
+                )
+            before = stage.levels
+
+    def network(self, settings: Any, stage: int, level: int) -> Any:
+        """The settings as they are: levels come whole."""
+        return settings
+
+    def carry(
+        self, old: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], *, moment: int = 0
+    ) -> dict[str, Tensor]:
+        """Everything under its own name, as it is."""
+        return dict(old)
 
 
 @attrs.frozen
 class NoGrowth:
     """All levels from the first step on: one stage."""
 
+    preserves: ClassVar[bool] = True
     levels: int
 
-    def stage(self, step: int) -> Stage:
-        return Stage(index=0, levels=self.levels, step=step)
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The one, as long as the recipe's [train] says."""
+        return (Stage(levels=self.levels),)
+
+    def network(self, settings: Any, stage: int, level: int) -> Any:
+        """The settings as they are."""
+        return settings
+
+    def carry(
+        self, old: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], *, moment: int = 0
+    ) -> dict[str, Tensor]:
+        """Everything as it is."""
+        return dict(old)
+
+
+@attrs.frozen
+class FreezeThenThaw(Staged):
+    """As staged; in the first `freeze` steps of a stage only what is new learns.
+
+    Source: greedy growing, Vasconcelos et al. 2024 (2405.16759).
+    """
+
+
+@attrs.frozen
+class FadeIn(Staged):
+    """As staged; new levels are faded in: at weight 0 a step is that of the network before.
+
+    Over `fade` steps of a stage the loss weight of its new levels rises from 0 to 1, and so does what they
+    hand to the levels inside. Source: Karras et al. 2018 (1710.10196), section 2, for a diffusion nest.
+    """
+
+
+@attrs.frozen
+class Net2Wider(Staged):
+    """Levels, and channels within them: every channel becomes several that together say what it did.
+
+    Each channel is repeated in place, norm groups and heads stay, weights are split among the copies of what
+    they read. split: how unevenly, from 0 (equal parts: copies then stay equal for ever, as their gradients
+    are) to below 1. Moments are those of equal parts. Source: Chen et al. 2016 (1511.05641), section 3.
+    """
+
+    split: float = 0.5
+
+    def __attrs_post_init__(self) -> None:
+        Staged.__attrs_post_init__(self)
+        if not 0 <= self.split < 1:
+            raise ValueError(f"expected 0 <= split < 1, got {self.split}")
+
+    def network(self, settings: Any, stage: int, level: int) -> Any:
+        """Channels divided; the width of the embedding is that of the whole network."""
+        divisor = self.stages[stage].divisor(level)
+        if divisor == 1:
+            return settings
+        changes: dict[str, Any] = {"channels": tuple(width // divisor for width in settings.channels)}
+        if hasattr(settings, "emb_dim"):
+            changes["emb_dim"] = settings.emb_dim or 4 * settings.channels[0]
+        return attrs.evolve(settings, **changes)
+
+    def carry(
+        self, old: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], *, moment: int = 0
+    ) -> dict[str, Tensor]:
+        """Every tensor widened to its new shape."""
+        from mdmkit.operators import widened
+
+        return {
+            name: widened(name, tensor, shapes[name], moment=moment, split=self.split)
+            for name, tensor in old.items()
+        }
+
+
+@attrs.frozen
+class Deepen(Staged):
+    """Levels, and residual blocks behind those of a stage (`extra_blocks`), which start as the identity."""
+
+    def network(self, settings: Any, stage: int, level: int) -> Any:
+        """At most the stage's extra blocks."""
+        most, has = self.stages[stage].extra_blocks, getattr(settings, "extra_blocks", 0)
+        if most is None:
+            return settings
+        fewer = min(has, most) if isinstance(has, int) else tuple(min(one, most) for one in has)
+        return attrs.evolve(settings, extra_blocks=fewer)
+
+
+@attrs.frozen
+class Stack(Deepen):
+    """As deepen, but a new block starts as a copy of the one before it: what the network says changes.
+
+    Source: Du et al. 2024 (2405.15319), depth stacking.
+    """
+
+    preserves: ClassVar[bool] = False
+
+    def carry(
+        self, old: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], *, moment: int = 0
+    ) -> dict[str, Tensor]:
+        """Everything as it is; and parameters, not moments, of extra blocks from the block before them."""
+        from mdmkit.operators import stacked
+
+        return dict(old) if moment else stacked(old, shapes)

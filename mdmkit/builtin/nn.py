@@ -17,6 +17,7 @@ __all__ = ["COMPONENTS", "SDPA", "ResNet", "UNetCore", "UNetShell"]
 Found = Iterator[tuple[str, str]]
 # of the attention over time
 HEAD_DIM = 32
+SELF = "it is shown its own last estimate of the picture"
 
 
 def unet_problems(unet: UNetCore | UNetShell) -> Found:
@@ -25,7 +26,7 @@ def unet_problems(unet: UNetCore | UNetShell) -> Found:
     if not stages:
         yield "channels", "expected at least one stage, got an empty list"
         return
-    for name in ("blocks", "attention"):
+    for name in ("blocks", "attention", "extra_blocks"):
         value = getattr(unet, name)
         if isinstance(value, tuple) and len(value) != stages:
             yield name, f"expected one entry a stage, {stages}, got {len(value)}"
@@ -116,6 +117,8 @@ def layout_problems(unet: UNetShell) -> Found:
         yield from grid_problems(unet.frames, strides_of(unet))
     if any(unet.attention) if isinstance(unet.attention, tuple) else unet.attention:
         yield "attention", 'layout = "grid" has attention over time only; say attention = 0'
+    if any(unet.extra_blocks) if isinstance(unet.extra_blocks, tuple) else unet.extra_blocks:
+        yield "extra_blocks", 'layout = "grid" is for imported models, which have none; say extra_blocks = 0'
     if len(temporal_layers(unet)) != len(unet.channels):
         yield (
             "temporal_attention",
@@ -178,6 +181,9 @@ class UNetCore:
     strides: tuple[int | tuple[int, ...], ...] | None = opt(
         None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
     )
+    extra_blocks: int | tuple[int, ...] = opt(
+        0, "residual blocks behind those of a stage, without skips: what deepening adds", ge=0
+    )
     in_channels: int = opt(3, "channels of a picture", ge=1)
     emb_dim: int | None = opt(None, "width of the time embedding; 4 * channels[0] where not given", ge=8)
     heads: int = opt(8, "attention heads", ge=1)
@@ -194,6 +200,7 @@ class UNetCore:
         None, "numbers about a picture and their defaults, such as scale, its side"
     )
     output_limit: float | None = opt(None, "predictions are squeezed into +-this by tanh", gt=0.0)
+    self_conditioning: bool = opt(False, SELF)
     block: Use = slot("block", "resnet", "the residual block")
 
     def problems(self) -> Found:
@@ -229,6 +236,9 @@ class UNetShell:
     strides: tuple[int | tuple[int, ...], ...] | None = opt(
         None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
     )
+    extra_blocks: int | tuple[int, ...] = opt(
+        0, "residual blocks behind those of a stage, without skips: what deepening adds", ge=0
+    )
     in_channels: int = opt(3, "channels of a picture", ge=1)
     heads: int = opt(8, "attention heads", ge=1)
     norm_groups: int = opt(32, "groups of every group norm", ge=1)
@@ -247,6 +257,7 @@ class UNetShell:
         0, "layers over the frames behind each residual block of a stage, in layout grid", ge=0
     )
     rotary: bool = opt(False, "attention over the frames knows their order")
+    self_conditioning: bool = opt(False, SELF)
     block: Use = slot("block", "resnet", "the residual block")
 
     def problems(self) -> Found:

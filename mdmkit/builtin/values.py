@@ -140,6 +140,13 @@ class P2:
 
 
 @attrs.frozen
+class Learned:
+    """loss / e^u + u, with u learned over noise levels at each level: all noise levels count alike."""
+
+    channels: int = opt(128, "Fourier features of the noise level", ge=1)
+
+
+@attrs.frozen
 class UniformTime:
     """Uniform t."""
 
@@ -174,6 +181,16 @@ class UniformLogSNR:
 
 
 @attrs.frozen
+class LossAwareTime:
+    """t in proportion to the loss seen there, weighted back: the loss of uniform t with less noise."""
+
+    stratified: bool = opt(False, STRATIFIED)
+    bins: int = opt(64, "parts of the times, each with a loss of its own", ge=1)
+    floor: float = opt(0.1, "share of the draws that stays uniform", gt=0.0, le=1.0)
+    decay: float = opt(0.99, "what a step leaves of the weight of losses seen before", ge=0.0, lt=1.0)
+
+
+@attrs.frozen
 class MSE:
     """Squared difference."""
 
@@ -186,8 +203,11 @@ class Huber:
 
 
 @attrs.frozen
-class NoGrowth:
-    """All levels from the first step on."""
+class MultiScale:
+    """Squared difference at the level's own scale, its half, its quarter, ...; for a model of one level."""
+
+    smallest: int = opt(32, "the shorter side of the smallest scale, at least", ge=1)
+    power: float = opt(1.0, "a scale of side s counts (side / s) to this power")
 
 
 COMPONENTS: list[Component] = [
@@ -206,11 +226,13 @@ COMPONENTS: list[Component] = [
     Component("weighting", "sigmoid", SigmoidWeight, "mdmkit.weighting:SigmoidWeight"),
     Component("weighting", "edm", EDMWeight, "mdmkit.weighting:EDMWeight"),
     Component("weighting", "p2", P2, "mdmkit.weighting:P2"),
+    Component("weighting", "learned", Learned, "mdmkit.weighting:Learned"),
     Component("time_sampler", "uniform", UniformTime, "mdmkit.times:UniformTime"),
     Component("time_sampler", "logit_normal", LogitNormalTime, "mdmkit.times:LogitNormalTime"),
     Component("time_sampler", "lognormal", LogNormalTime, "mdmkit.times:LogNormalTime"),
     Component("time_sampler", "uniform_logsnr", UniformLogSNR, "mdmkit.times:UniformLogSNR"),
+    Component("time_sampler", "loss_aware", LossAwareTime, "mdmkit.times:LossAwareTime"),
     Component("loss", "mse", MSE, "mdmkit.targets:mse"),
     Component("loss", "huber", Huber, "mdmkit.targets:huber"),
-    Component("growth", "none", NoGrowth, "mdmkit.growth:NoGrowth"),
+    Component("loss", "multiscale", MultiScale, "mdmkit.targets:multiscale"),
 ]

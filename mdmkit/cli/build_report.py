@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mdmkit import assemble
 from mdmkit.errors import WrongInput
@@ -18,6 +18,21 @@ __all__ = ["build_report"]
 
 
 def build_report(recipe: Recipe, registry: Registry) -> str:
+    """A table of shapes, parameters, FLOPs, memory of each stage of a recipe; and how long it takes here."""
+    from mdmkit.recipe.stages import growth_of, stage_recipe
+
+    count = len(growth_of(recipe, registry).stages)
+    parts = []
+    for index in range(count):
+        here = stage_recipe(recipe, registry, index)
+        if count > 1:
+            of = f"{here.train.steps:,} steps of {here.train.batch:,} pictures"
+            parts.append(f"  stage {index}: {of}")
+        parts.append(stage_report(here, registry))
+    return "\n".join(parts)
+
+
+def stage_report(recipe: Recipe, registry: Registry) -> str:
     """A table of shapes, parameters, FLOPs of a picture's forward, memory of training; and its time here."""
     from mdmkit.nn.cost import level_costs
 
@@ -99,12 +114,11 @@ def duration(seconds: float) -> str:
 
 
 def micro_batches(recipe: Recipe, registry: Registry) -> list[tuple[int, ...]]:
-    """Rows that reach each level in one pass on one device, in several steps; of growth's largest stage."""
+    """Rows that reach each level in one pass on one device, in several steps."""
     from mdmkit.resolutions import rows_per_level, some_steps
 
-    stages: Sequence[Any] = getattr(recipe.growth.settings, "stages", ())
-    batches = [recipe.train.batch, *(getattr(stage, "batch", None) for stage in stages)]
-    batch = max(batch for batch in batches if batch is not None)
+    batch = recipe.train.batch
+    assert batch is not None, "recipes are checked for it, stage by stage"
     sampler, parts = assemble.resolution_sampler(recipe, registry), recipe.train.accumulate
     found = []
     for step in some_steps(recipe.train.steps):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import itertools
 import os
 import shlex
 import sys
@@ -19,6 +18,16 @@ from mdmkit.errors import MdmkitError, WrongInput
 
 from .options import AllowPipe, Plugins, Sets, open_registry
 from .run_resume import checkpoint_of, resumed_recipe, run_facts, start_of
+from .run_stages import (
+    StageRun,
+    ask_to_grow,
+    fork,
+    grown,
+    refuse_too_large,
+    stage_run,
+    total_steps,
+    train_stage,
+)
 from .run_told import Told
 
 if TYPE_CHECKING:
@@ -27,7 +36,6 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
     from mdmkit.start import Start
-    from mdmkit.train.loop import Parts
     from mdmkit.train.parallel import World
 
 __all__ = ["RunInfo", "command"]
@@ -50,25 +58,45 @@ def command(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/<recipe> where not given.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    grow_now: Annotated[
+        bool, typer.Option("--grow-now", help="With --resume: end the stage of growth at its next step.")
+    ] = False,
+    from_stage: Annotated[
+        int | None,
+        typer.Option(help="With --resume and --out: a run of its own that goes on from the end of a stage."),
+    ] = None,
     allow_pipe: AllowPipe = False,
 ) -> None:
     """Train by a recipe (growing by its stages), then sample, measure and report."""
     from mdmkit.recipe import dumps, load
     from mdmkit.recipe.load import find
-    from mdmkit.train.folder import free_name
+    from mdmkit.train.folder import free_name, in_use
 
     if allow_pipe:
         os.environ["MDMKIT_ALLOW_PIPE"] = "1"  # data workers are other processes
     if (recipe is None) == (resume is None):
         raise WrongInput("run: expected a recipe, or --resume with a run folder (one of the two)")
+    if resume is None and (grow_now or from_stage is not None):
+        raise WrongInput("run: --grow-now and --from-stage are for a run that is there; name it by --resume")
     if resume is not None:
-        if out is not None:
+        if out is None and from_stage is not None:
+            raise WrongInput("run: --from-stage makes a run of its own; name its folder by --out")
+        if out is not None and from_stage is None:
             raise WrongInput(
-                "run: --out and --resume exclude each other; a resumed run goes on in its own folder"
+                "run: --out and --resume exclude each other; a resumed run goes on in its own folder, "
+                "or with --from-stage in another"
             )
         modules = list(dict.fromkeys([*run_facts(resume).get("plugins_by_module", []), *plugins]))
         registry = open_registry(modules)
-        parsed = resumed_recipe(resume, sets, registry, allow_pipe=allow_pipe)
+        parsed = resumed_recipe(resume, sets, registry, allow_pipe=allow_pipe, fixed_model=from_stage is None)
+        if out is not None and from_stage is not None:
+            fork(resume, from_stage, out)
+            resume = out
+        if grow_now:
+            ask_to_grow(resume, parsed, registry)
+            if in_use(resume):
+                print(f"the process that trains {resume} ends its stage at its next step", file=sys.stderr)
+                return
         execute(parsed, dumps(parsed), "", resume, registry, resumed=True, sets=sets)
         return
     assert recipe is not None
@@ -91,6 +119,7 @@ def execute(
 ) -> None:
     """The run itself, on this rank."""
     from mdmkit import assemble
+    from mdmkit.recipe.stages import stage_recipe
     from mdmkit.train.folder import Lock, one_line_disk_errors, refuse_taken
     from mdmkit.train.loop import trained_parameters
     from mdmkit.train.memory import keep_large_buffers, one_line_memory_errors
@@ -116,12 +145,13 @@ def execute(
             elif ranks.is_main:
                 refuse_taken(folder)
             ranks.barrier()
-            refuse_too_large(recipe, registry, device=device, ranks=ranks)
-            start = start_of(recipe, folder, registry, resumed=resumed)
+            refuse_too_large(recipe, registry, device=device, ranks=ranks.size)
+            start = start_of(stage_recipe(recipe, registry, 0), folder, registry, resumed=resumed)
+            checkpoint = checkpoint_of(folder, recipe, registry, talk=ranks.is_main) if resumed else None
             assemble.check_guidance(recipe, registry)  # not after hours of training
-            parts = assemble.parts(recipe, registry, device=device)
+            stage = stage_run(recipe, registry, checkpoint, device=device)
             if start is not None:
-                start.copy_into(trained_parameters(parts.nest, parts.text))
+                start.copy_into(trained_parameters(stage.parts.nest, stage.parts.text))
             # a run that cannot be put together leaves no folder behind
             if ranks.is_main:
                 prepare(resolved, verbatim, folder, registry, start, resumed=resumed, device=device)
@@ -129,10 +159,9 @@ def execute(
             ranks.barrier()
             work(
                 recipe,
-                resolved,
                 folder,
                 registry,
-                parts,
+                stage,
                 start,
                 device=device,
                 ranks=ranks,
@@ -142,35 +171,6 @@ def execute(
         finally:
             if lock is not None:
                 lock.release()
-
-
-def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device, ranks: World) -> None:
-    """Refuse a batch that does not split over the ranks, and a training that cannot fit into this machine."""
-    from mdmkit import assemble
-    from mdmkit.resolutions import some_steps
-    from mdmkit.train.loop import reached_rows
-    from mdmkit.train.memory import check_fits, training_memory
-
-    plan = assemble.plan(recipe)
-    told = {
-        "resolution_sampler": assemble.resolution_sampler(recipe, registry),
-        "growth": assemble.growth(recipe, registry),
-        "ranks": ranks.size,
-    }
-    by_step = [reached_rows(plan, step, **told) for step in some_steps(plan.steps)]
-    # the step that takes most: levels that a step does not reach take no rows
-    rows = tuple(map(max, itertools.zip_longest(*by_step, fillvalue=0)))
-    parts = ranks.size * plan.accumulate
-    here = tuple(count // parts for count in rows)
-    tokens = (getattr(recipe.text.settings, "max_tokens", None) or 1) if recipe.text else 0
-    model, activations = training_memory(
-        assemble.nest(recipe, registry, device="meta"),
-        assemble.resolutions(recipe),
-        here,
-        tokens=tokens,
-        cond_dim=assemble.cond_dim(recipe),
-    )
-    check_fits(model, activations, device=device, bf16=plan.precision == "bf16", pictures=here[0])
 
 
 def prepare(
@@ -215,10 +215,9 @@ def prepare(
 
 def work(
     recipe: Recipe,
-    resolved: str,
     folder: Path,
     registry: Registry,
-    parts: Parts,
+    stage: StageRun,
     start: Start | None = None,
     *,
     device: torch.device,
@@ -226,19 +225,16 @@ def work(
     resumed: bool,
     sets: Sequence[str],
 ) -> None:
-    """Train, draw, measure, report; hooks see it begin and end."""
+    """Train stage by stage, draw, measure, report; hooks see it begin and end."""
     import torch
 
     from mdmkit import assemble
-    from mdmkit.train.folder import RESOLVED, RUN
     from mdmkit.train.logs import JSONLines, cut_back
-    from mdmkit.train.loop import train
 
     from .run_pictures import draws, grids, measure, reads_prompts, said, save_metrics
 
-    plan = assemble.plan(recipe)
     info = RunInfo(folder=folder, recipe=recipe, seed=recipe.run.seed)
-    checkpoint = checkpoint_of(folder, recipe, registry, talk=ranks.is_main) if resumed else None
+    checkpoint = stage.resume
     told = Told(checkpoint.step if checkpoint else 0)
     error: BaseException | None = None
     try:
@@ -255,46 +251,33 @@ def work(
             if start is not None:
                 told.event(0, "started_from", start.facts())
                 told.note(str(start))
-            if parts.by_size is not None:
-                told.event(told.step, "pictures_by_size", parts.by_size.facts())
-                told.note(str(parts.by_size))
-            told.padding(recipe, parts.nest)
+            if stage.parts.by_size is not None:
+                told.event(told.step, "pictures_by_size", stage.parts.by_size.facts())
+                told.note(str(stage.parts.by_size))
+            told.padding(recipe, stage.parts.nest)
             registry.hook.mdmkit_run_start(run=info)
 
-        def on_step(step: int, metrics: dict[str, Any]) -> None:
-            told.step = step
-            registry.hook.mdmkit_step_end(run=info, step=step, metrics=metrics)
-
-        def on_sample(step: int, ema: Any) -> None:
-            if ranks.is_main:
-                with ema.swap():
-                    grids(recipe, registry, parts, folder, step, told, device)
-            ranks.barrier()
-
-        with told.progress(plan.steps) if ranks.is_main else contextlib.nullcontext():
-            ema = train(
-                parts,
-                plan,
-                device=device,
-                world=ranks,
-                run_dir=folder,
-                resume=checkpoint,
-                texts={RESOLVED: resolved, RUN: (folder / RUN).read_text(encoding="utf-8")},
-                on_log=told.log,
-                on_event=told.event,
-                on_step=on_step,
-                on_sample=on_sample,
-                sample_every=recipe.train.sample_every,
-                before_checkpoint=told.sync,
-                on_checkpoint=lambda step, path: registry.hook.mdmkit_checkpoint_saved(
-                    run=info, step=step, path=path
-                ),
-            )
+        total = total_steps(recipe, registry)
+        with told.progress(total) if ranks.is_main else contextlib.nullcontext():
+            ema = train_stage(stage, folder, registry, info, told, device=device, ranks=ranks)
+            while not stage.plan.phase.last:
+                if ranks.is_main:
+                    with ema.swap():
+                        grids(stage.recipe, registry, stage.parts, folder, told.step, told, device)
+                ranks.barrier()
+                del stage, ema  # the next stage is a network of its own
+                stage = grown(recipe, registry, folder, device=device)
+                if ranks.is_main:
+                    told.grown(folder, stage)
+                    for level in stage.plan.phase.new_levels:
+                        registry.hook.mdmkit_level_grown(run=info, level=level)
+                ema = train_stage(stage, folder, registry, info, told, device=device, ranks=ranks)
         if ranks.is_main:
             from mdmkit.evaluate.report import write_report
 
+            parts = stage.parts
             with ema.swap():
-                grids(recipe, registry, parts, folder, plan.steps, told, device)
+                grids(recipe, registry, parts, folder, told.step, told, device)
                 metrics = assemble.metrics(recipe, registry, device=device)
                 if not reads_prompts(parts.text):  # nothing can be drawn, as the log says
                     metrics = {name: metric for name, metric in metrics.items() if not draws(metric)}
@@ -304,7 +287,7 @@ def work(
                     )
                     save_metrics(folder / "metrics.json", results)
                     print(said(results), file=sys.stderr)
-            told.event(plan.steps, "finished", {})
+            told.event(told.step, "finished", {})
             write_report(folder)
             print(folder / "report.html")
         ranks.barrier()

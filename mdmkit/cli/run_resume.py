@@ -31,14 +31,20 @@ def run_facts(folder: Path) -> dict[str, Any]:
     return tomli.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
 
 
-def resumed_recipe(folder: Path, sets: Sequence[str], registry: Registry, *, allow_pipe: bool) -> Recipe:
-    """The run's own resolved recipe with overrides; what they change in `model` would not fit its weights."""
+def resumed_recipe(
+    folder: Path, sets: Sequence[str], registry: Registry, *, allow_pipe: bool, fixed_model: bool = True
+) -> Recipe:
+    """The run's own resolved recipe with overrides; what they change in `model` would not fit its weights.
+
+    Without `fixed_model` levels may change that the run does not have yet: see `checkpoint_of`.
+    """
     from mdmkit.recipe import load
     from mdmkit.train.folder import RESOLVED
 
     before = load(folder / RESOLVED, [], registry, allow_pipe=allow_pipe)
     now = load(folder / RESOLVED, sets, registry, allow_pipe=allow_pipe)
-    fixed = [name for name in ("model", "text", "data") if getattr(before, name) != getattr(now, name)]
+    names = ("model", "text", "data") if fixed_model else ("text", "data")
+    fixed = [name for name in names if getattr(before, name) != getattr(now, name)]
     if before.run.start != now.run.start:
         raise WrongInput(
             f"--set changes run.start, which is read before the first step of {folder} only; "
@@ -87,8 +93,9 @@ def checkpoint_of(folder: Path, recipe: Recipe, registry: Registry, *, talk: boo
         WrongInput: another recipe wrote it.
     """
     from mdmkit.recipe import load
+    from mdmkit.recipe.stages import growth_of, stage_recipe
     from mdmkit.train.folder import RESOLVED
-    from mdmkit.train.state import damaged, latest
+    from mdmkit.train.state import damaged, latest, read_facts
     from mdmkit.train.state import load as load_checkpoint
 
     for path, why in damaged(folder / "checkpoints") if talk else ():
@@ -98,11 +105,19 @@ def checkpoint_of(folder: Path, recipe: Recipe, registry: Registry, *, talk: boo
         return None
     if (found / RESOLVED).is_file():
         wrote = load(found / RESOLVED, [], registry, allow_pipe=True)
+        index, stages = read_facts(found).get("stage", 0), growth_of(recipe, registry).stages
+        if index >= len(stages):
+            raise WrongInput(
+                f"{found} is of stage {index}, but growth.stages of {folder / RESOLVED} has {len(stages)}; "
+                "put the stage back"
+            )
+        mine = stage_recipe(recipe, registry, index)
         for table in ("model", "text"):
-            if getattr(wrote, table) != getattr(recipe, table):
+            if getattr(wrote, table) != getattr(mine, table):
+                of = f", as stage {index} has it" if len(stages) > 1 else ""
                 raise WrongInput(
                     f"{found} was written by another recipe: its [{table}] is not that of "
-                    f"{folder / RESOLVED}; "
+                    f"{folder / RESOLVED}{of}; "
                     "move it away to go on from the checkpoint before it"
                 )
     return load_checkpoint(found)

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mdmkit.recipe.schema import Recipe
     from mdmkit.train.logs import Progress
+
+    from .run_stages import StageRun
 
 __all__ = ["Told"]
 
@@ -56,6 +60,18 @@ class Told:
             self.note(
                 f"step {step} is skipped: its loss or gradient is not finite ({facts['in_row']} in a row)"
             )
+
+    def grown(self, folder: Path, stage: StageRun) -> None:
+        """Say that the network has grown; once, though a run that is resumed there grows again."""
+        from mdmkit.train.logs import LOG_NAME, read_log
+
+        phase = stage.plan.phase
+        sides = [f"{height} x {width}" for height, width in stage.parts.resolutions]
+        facts = {"stage": phase.index, "levels": len(sides), "new_parameters": len(phase.new)}
+        self.note(f"step {phase.first}: stage {phase.index} begins, levels at {', '.join(sides)}")
+        log = read_log(folder / LOG_NAME)
+        if not any(entry.get("event") == "grown" and entry["step"] == phase.first for entry in log):
+            self.event(phase.first, "grown", facts)
 
     def padding(self, recipe: Recipe, nest: Any) -> None:
         """Say where captions are padded to their batch and the network looks at that."""

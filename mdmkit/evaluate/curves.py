@@ -22,12 +22,14 @@ def curve(
     log: bool = False,
     smooth: bool = True,
     first_in_ink: bool = False,
+    marks: Sequence[float] = (),
 ) -> str:
     """An SVG of named (steps, values); values that are not finite are left out.
 
     `size` is in inches; it sets the ratio and how large the text is. `smooth`: values faint, their running
     mean over them. `log` holds only where every value is positive. `first_in_ink` draws the first series in
-    the text's colour. A legend stands where there are several. ImportError without matplotlib.
+    the text's colour. `marks`: steps at which a dotted line stands. A legend stands where there are several.
+    ImportError without matplotlib.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -55,6 +57,8 @@ def curve(
             if smooth:
                 axes.plot(*_extremes(xs, raw), color=colour, alpha=0.22, linewidth=0.8)
             axes.plot(*_thin(xs, _smooth(raw) if smooth else raw), color=colour, linewidth=1.5, label=name)
+        for step in marks:
+            axes.axvline(step, color=INK, alpha=0.5, linewidth=0.9, linestyle=":")
         if log and drawn and min(drawn) > 0:
             axes.set_yscale("log")
             narrow = max(drawn) < 4 * min(drawn)

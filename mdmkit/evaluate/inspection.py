@@ -126,7 +126,7 @@ class Inspection:
             factors = [float(factor) for factor in ratio(x[r].shape[2:], guess.shape[2:])]
             below.append(_distance(F.interpolate(guess, scale_factor=factors, mode="nearest"), x[r]))
         return {
-            "loss": loss.double().cpu() * len(positions),
+            "loss": loss.plain.double().cpu() * len(positions),
             "whole": torch.stack([_distance(whole.x0[r], clean) for r, clean in enumerate(x)]),
             "inner": torch.stack([_distance(said[r].x0[r], clean) for r, clean in enumerate(x)]),
             "below": torch.stack(below),

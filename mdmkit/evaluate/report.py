@@ -22,12 +22,14 @@ from .report_values import (
     count,
     finite,
     flat,
+    grown_at,
     last,
     level_of,
     moment,
     plain,
     resolution,
     series,
+    steps_of,
     table,
 )
 
@@ -63,7 +65,7 @@ def write_report(run_dir: str | Path) -> Path:
         "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
         _facts(lines, events, run, recipe),
         _section("Pictures", picture_grids(run_dir / "samples", recipe)),
-        _section("Curves", _curves(lines)),
+        _section("Curves", _curves(lines, grown_at(events))),
         _section("Metrics", _metrics(run_dir / "metrics.json")),
         _section("Levels", _levels(recipe, lines)),
         _section("Timings", _timings(lines, events)),
@@ -97,7 +99,7 @@ def _toml(path: Path, notes: list[str]) -> Entry:
 
 
 def _state(lines: Sequence[Entry], events: Sequence[Entry], recipe: Entry) -> tuple[str, str]:
-    step, total = last(lines, "step"), recipe.get("train", {}).get("steps")
+    step, total = last(lines, "step"), steps_of(recipe)
     ends = [
         entry["event"]
         for entry in events
@@ -116,14 +118,17 @@ def _facts(lines: Sequence[Entry], events: Sequence[Entry], run: Entry, recipe: 
     happened = Counter(entry["event"] for entry in events)
     train = recipe.get("train", {})
     step, seconds = last(lines, "step"), finite(lines, "seconds")
-    pictures = last(lines, "pictures") or (step * train["batch"] if step and "batch" in train else None)
+    total, grew = steps_of(recipe), grown_at(events)
+    known = step and isinstance(train.get("batch"), int)
+    pictures = last(lines, "pictures") or (step * train["batch"] if known else None)
     about = {key.rsplit(".", 1)[-1]: value for key, value in flat(run).items()}
     times = [str(entry["time"]) for entry in events if "time" in entry]
     skipped = last(lines, "skipped")
     skipped = happened["skipped_sample"] if skipped is None else skipped
     spent = _seconds_trained(lines)
     facts: dict[str, Any] = {
-        "steps": step and count(step) + (f" of {count(train['steps'])}" if "steps" in train else ""),
+        "steps": step and count(step) + (f" of {count(total)}" if total else ""),
+        "stages": grew and f"{len(grew) + 1}, grown at step {', '.join(map(count, grew))}",
         "pictures seen": pictures and count(pictures),
         "loss, last lines": (loss := finite(lines, "loss")[-20:]) and plain(sum(loss) / len(loss)),
         "seconds a step, median": seconds and plain(median(seconds)),
@@ -145,7 +150,7 @@ def _facts(lines: Sequence[Entry], events: Sequence[Entry], run: Entry, recipe: 
     ) + "</dl>"  # fmt: skip
 
 
-def _curves(lines: Sequence[Entry]) -> str:
+def _curves(lines: Sequence[Entry], grew: Sequence[int]) -> str:
     levels = sorted((n for n in {n for e in lines for n in e} if re.fullmatch(r"loss\.\d+", n)), key=level_of)
     losses = {"total": series(lines, "loss"), **{f"level {level_of(n)}": series(lines, n) for n in levels}}
     losses = {name: points for name, points in losses.items() if points[0]}
@@ -157,7 +162,11 @@ def _curves(lines: Sequence[Entry]) -> str:
         if len(losses) == 2:  # one level: its curve is the total's
             losses.pop("total", None)
         charts = [
-            _chart("loss", "wide", curve(losses, size=(9.2, 3.4), log=True, first_in_ink=len(losses) > 1))
+            _chart(
+                "loss; dotted: a stage of growth begins" if grew else "loss",
+                "wide",
+                curve(losses, size=(9.2, 3.4), log=True, first_in_ink=len(losses) > 1, marks=grew),
+            )
         ]
         small = {
             "lr": "learning rate",
@@ -166,7 +175,9 @@ def _curves(lines: Sequence[Entry]) -> str:
         }
         for name, title in small.items():
             if (points := series(lines, name))[0]:
-                chart = curve({title: points}, size=(3.1, 1.9), log=name == "grad_norm", smooth=name != "lr")
+                chart = curve(
+                    {title: points}, size=(3.1, 1.9), log=name == "grad_norm", smooth=name != "lr", marks=grew
+                )
                 charts.append(_chart(title, "small", chart))
     except ImportError:
         return "<p class=\"note\">curves need matplotlib: <code>pip install 'mdmkit[report]'</code></p>"

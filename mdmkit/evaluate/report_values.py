@@ -13,12 +13,14 @@ __all__ = [
     "count",
     "finite",
     "flat",
+    "grown_at",
     "last",
     "level_of",
     "moment",
     "plain",
     "resolution",
     "series",
+    "steps_of",
     "table",
 ]
 
@@ -70,6 +72,26 @@ def count(number: float) -> str:
 
 def level_of(name: str) -> int:
     return int(name.partition(".")[2])
+
+
+def steps_of(recipe: Entry) -> int | None:
+    """The steps that a recipe says, of all its stages of growth where it has them; None: it does not."""
+    train = recipe.get("train", {})
+    stages = recipe.get("growth", {}).get("stages", []) if isinstance(recipe.get("growth"), dict) else []
+    total = 0
+    for stage in stages:
+        steps, images = stage.get("steps"), stage.get("images")
+        batch = stage.get("batch") if isinstance(stage.get("batch"), int) else train.get("batch")
+        if isinstance(images, int) and isinstance(batch, int):
+            steps = -(-images // batch)
+        total += steps if isinstance(steps, int) else 0
+    said = total or train.get("steps")
+    return said if isinstance(said, int) else None
+
+
+def grown_at(events: Iterable[Entry]) -> list[int]:
+    """Steps at which a run grew."""
+    return sorted({entry["step"] for entry in events if entry["event"] == "grown"})
 
 
 def _numbers(lines: Iterable[Entry], name: str) -> Iterator[tuple[float, float]]:

@@ -67,13 +67,16 @@ class UNetCore(UNet):
 
     channels, blocks (residual blocks), attention (attention layers behind each residual block; one at the
     lowest stage where not given): one entry a stage, high resolution to low; strides: between the stages, an
-    int or (height, width) each, 2 where not given. emb_dim: width of the time embedding, 4 * channels[0]
-    where not given. middle: two more residual blocks with attention between them at the lowest stage. ffn: an
-    MLP in each attention layer. cond_width: width that the text is projected to, as it comes where not given;
-    text_layers: self-attention layers over the text; pooled_text: the mean of the text goes into the
+    int or (height, width) each, 2 where not given. extra_blocks: residual blocks behind those of a stage,
+    without skips: what a network that is deepened gains. emb_dim: width of the time embedding, 4 *
+    channels[0] where not given. middle: two more residual blocks with attention between them at the lowest
+    stage. ffn: an MLP in each attention layer. cond_width: width that the text is projected to, as it
+    comes where not given; text_layers: self-attention layers over the text; pooled_text: the mean of the
+    text goes into the
     embedding; masked_cross_attention: padding is not looked at. micro_conditioning: numbers about the picture
-    and their defaults. output_limit: predictions are squeezed into +-output_limit by tanh. block makes
-    residual blocks.
+    and their defaults. output_limit: predictions are squeezed into +-output_limit by tanh. self_conditioning:
+    it is shown its own last estimate of the picture (Chen et al. 2022, 2208.04202). block makes residual
+    blocks.
 
     cond_dim: width of the text features, None: unconditional. Raises ValueError where the numbers do not fit.
     Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
@@ -86,6 +89,7 @@ class UNetCore(UNet):
         blocks: int | Sequence[int] = 2,
         attention: int | Sequence[int] | None = None,
         strides: Sequence[int | Sequence[int]] | None = None,
+        extra_blocks: int | Sequence[int] = 0,
         in_channels: int = 3,
         emb_dim: int | None = None,
         heads: int = 8,
@@ -98,6 +102,7 @@ class UNetCore(UNet):
         masked_cross_attention: bool = True,
         micro_conditioning: Mapping[str, float] | None = None,
         output_limit: float | None = None,
+        self_conditioning: bool = False,
         block: Callable[..., nn.Module] = ResBlock,
         cond_dim: int | None = None,
         device: torch.device | str | None = None,
@@ -115,6 +120,7 @@ class UNetCore(UNet):
             blocks=blocks,
             attention=(*(0,) * (len(channels) - 1), 1) if attention is None else attention,
             strides=strides,
+            extra_blocks=extra_blocks,
             in_channels=in_channels,
             emb_dim=emb_dim,
             heads=heads,
@@ -125,6 +131,7 @@ class UNetCore(UNet):
             block=block,
             middle=middle,
             cond_width=width,
+            self_conditioning=self_conditioning,
             device=device,
             dtype=dtype,
         )
@@ -181,19 +188,21 @@ class UNetCore(UNet):
         text: Text | None = None,
         micros: Mapping[str, Tensor] | None = None,
         carried: Tensor | None = None,
+        previous: Tensor | None = None,
         run: Running | None = None,
     ) -> tuple[Tensor, Tensor]:
         """z (B, in_channels, H, W), t (B,) in [0, 1] to prediction and features, both at the resolution of z.
 
         text is what `read` gives; carried (b <= B, channels[0], H, W) are features of the shell around, of
-        the first rows. Raises ValueError where the strides do not divide H and W.
+        the first rows; previous, like z, is its own last estimate of x0, zero where there is none. Raises
+        ValueError where the strides do not divide H and W.
         """
         run = run or Running()
         self.check_size(z)
         emb = self.embedding(t, micros)
         if text is not None and text.pooled is not None:
             emb = emb + text.pooled
-        x, skips = self.go_down(z, emb, carried, text, run)
+        x, skips = self.go_down(z, emb, carried, text, run, previous)
         if self.middle is not None:
             seen = self.seen(text)
             for j in range(len(self.middle.blocks)):

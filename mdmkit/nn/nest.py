@@ -76,7 +76,11 @@ class NestedUNet(nn.Module):
     """A core and the shells around it; parameters are `levels.0.*` (core) and `levels.r.*` (shells).
 
     use_checkpoint: blocks are run again in the backward pass, which trades time for memory. attend: the
-    attention of every level. Source: Gu et al. 2024 (2310.15111), section 3.2.
+    attention of every level. lift: the prediction of level r adds lift[r - 1] times that of the level inside,
+    each pixel repeated: where x0 is predicted, a new level then starts from the picture inside and not from
+    grey. `gains` can be set: what shell r hands inwards is multiplied by gains[r - 1].
+
+    Source: Gu et al. 2024 (2310.15111), section 3.2.
     """
 
     def __init__(
@@ -86,12 +90,17 @@ class NestedUNet(nn.Module):
         *,
         use_checkpoint: bool = False,
         attend: Attend = sdpa,
+        lift: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.levels = nn.ModuleList([core, *shells])
         self.use_checkpoint = use_checkpoint
         self.attend = attend
         innermost, outer = self.parts()
+        if lift is not None and len(lift) != len(outer):
+            raise ValueError(f"expected one number in lift a shell, {len(outer)}, got {len(lift)}")
+        self.lift = None if lift is None else tuple(lift)
+        self.gains = (1.0,) * len(outer)
         inside, emb_dim = innermost.channels[0], innermost.emb_dim
         for r, shell in enumerate(outer, 1):
             if shell.inner_channels != inside:
@@ -118,17 +127,22 @@ class NestedUNet(nn.Module):
         *,
         text: Text | None = None,
         cond_weights: Tensor | None = None,
+        previous: Sequence[Tensor | None] | None = None,
     ) -> tuple[Tensor, ...]:
         """Predictions of the first len(z) levels, low resolution to high.
 
         z[r] (B_r, 3, H_r, W_r) with B = B_0 >= B_1 >= ...: the first B_r rows of the batch; t (B,) in [0, 1];
         cond (B, L, D), cond_mask (B, L) bool, True: a token; micros: (B,) each. text: what `read` made of
-        cond, in its place. cond_weights (B, L): see `read`. Returns tensors shaped like z.
+        cond, in its place. cond_weights (B, L): see `read`. previous: for levels with self_conditioning,
+        their last estimates of x0, shaped like z, zero for rows without one; None: for no row. Returns
+        tensors shaped like z.
 
         Raises ValueError for more levels than there are, more rows outside than inside, resolutions that do
         not fit the shells' ratios, text of a wrong width, or micro-conditioning that no level reads.
         """
         self._check(z, micros)
+        if previous is not None and len(previous) != len(z):
+            raise ValueError(f"expected an estimate or None for each of {len(z)} levels, got {len(previous)}")
         core, shells = self.parts()
         shells = shells[: len(z) - 1]
         run = Running(self.attend, self.use_checkpoint)
@@ -137,21 +151,30 @@ class NestedUNet(nn.Module):
         elif text is None:
             text = self.read(cond, cond_mask, cond_weights)
 
-        def rows(count: int) -> dict:
+        def rows(level: int) -> dict:
+            count = len(z[level])
             few = None if micros is None else {key: value[:count] for key, value in micros.items()}
-            return {"text": None if text is None else text.rows(count), "micros": few, "run": run}
+            told = {"text": None if text is None else text.rows(count), "micros": few, "run": run}
+            if previous is not None and getattr(self.levels[level], "self_conditioning", False):
+                told["previous"] = previous[level]
+            return told
 
         carried: Tensor | None = None
         encoded = []
-        for shell, z_r in zip(reversed(shells), reversed(z[1:]), strict=True):
-            count = len(z_r)
-            encoded.append(shell.encode(z_r, t[:count], carried=carried, **rows(count)))
+        for r, shell in reversed(list(enumerate(shells, 1))):
+            encoded.append(shell.encode(z[r], t[: len(z[r])], carried=carried, **rows(r)))
             carried = encoded[-1].inwards
+            if carried is not None and self.gains[r - 1] != 1.0:
+                carried = self.gains[r - 1] * carried
 
-        prediction, features = core(z[0], t, carried=carried, **rows(len(z[0])))
+        prediction, features = core(z[0], t, carried=carried, **rows(0))
         predictions = [prediction]
         for shell, z_r in zip(shells, z[1:], strict=True):
             prediction, features = shell.decode(encoded.pop(), features[: len(z_r)], run)
+            if self.lift is not None:
+                inside, factor = predictions[-1][: len(z_r)], self.lift[len(predictions) - 1]
+                (rh, rw) = shell.ratio
+                prediction = prediction + factor * inside.repeat_interleave(rh, -2).repeat_interleave(rw, -1)
             predictions.append(prediction)
         return tuple(predictions)
 
@@ -190,6 +213,11 @@ class NestedUNet(nn.Module):
         """The core and the shells around it."""
         core, *shells = self.levels
         return cast(Core, core), cast("list[Shell]", shells)
+
+    @property
+    def self_conditioning(self) -> bool:
+        """Whether a level is shown its own last estimate."""
+        return any(getattr(level, "self_conditioning", False) for level in self.levels)
 
     @property
     def sees_padding(self) -> bool:

@@ -52,6 +52,7 @@ class UNetShell(UNet):
         blocks: int | Sequence[int] = 2,
         attention: int | Sequence[int] = 0,
         strides: Sequence[int | Sequence[int]] | None = None,
+        extra_blocks: int | Sequence[int] = 0,
         in_channels: int = 3,
         heads: int = 8,
         norm_groups: int = 32,
@@ -64,6 +65,7 @@ class UNetShell(UNet):
         frames: int = 1,
         temporal_attention: int | Sequence[int] = 0,
         rotary: bool = False,
+        self_conditioning: bool = False,
         block: Callable[..., nn.Module] = ResBlock,
         inner_channels: int,
         emb_dim: int | None = None,
@@ -73,6 +75,8 @@ class UNetShell(UNet):
     ) -> None:
         grid = None
         if layout == "grid":
+            if extra_blocks if isinstance(extra_blocks, int) else any(extra_blocks):
+                raise ValueError('layout="grid" is for imported models, which have no extra_blocks')
             strides = (2,) * (len(channels) - 1) if strides is None else strides
             grid = Grid(frames, strides, temporal_attention=temporal_attention, rotary=rotary)
             strides = grid.strides
@@ -87,6 +91,7 @@ class UNetShell(UNet):
             blocks=blocks,
             attention=attention,
             strides=strides,
+            extra_blocks=extra_blocks,
             in_channels=in_channels,
             emb_dim=emb_dim,
             heads=heads,
@@ -97,6 +102,7 @@ class UNetShell(UNet):
             block=block,
             middle=False,
             cond_width=cond_width,
+            self_conditioning=self_conditioning,
             stage=picture_stage if grid is None else grid.stage,
             device=device,
             dtype=dtype,
@@ -127,9 +133,10 @@ class UNetShell(UNet):
         text: Text | None = None,
         micros: Mapping[str, Tensor] | None = None,
         carried: Tensor | None = None,
+        previous: Tensor | None = None,
         run: Running | None = None,
     ) -> Encoded:
-        """The way in: z (B, in_channels, H, W), t (B,); carried as in `UNetCore.forward`.
+        """The way in: z (B, in_channels, H, W), t (B,); carried and previous as in `UNetCore.forward`.
 
         `inwards` of the result is (B, inner_channels, H / ratio, W / ratio), or None without inner_input.
         Raises ValueError where the strides do not divide H and W.
@@ -142,7 +149,8 @@ class UNetShell(UNet):
         if text is not None and text.pooled is not None:
             emb = emb + text.pooled
         carried = None if carried is None else unpack(carried, self.frames)
-        x, skips = self.go_down(z, emb, carried, text, run or Running())
+        previous = None if previous is None else unpack(previous, self.frames)
+        x, skips = self.go_down(z, emb, carried, text, run or Running(), previous)
         x = pack(x, self.inner_frames)
         return Encoded(x, emb, skips, text, None if self.in_adapter is None else self.in_adapter(x))
 

@@ -74,7 +74,10 @@ def per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, 
 
 
 class Stage(nn.Module):
-    """Residual blocks at one resolution, each followed by its attention layers; then the way to the next."""
+    """Residual blocks at one resolution, each followed by its attention layers; then the way to the next.
+
+    `joined` blocks leave a skip on the way down, or read one on the way up; those behind them do not.
+    """
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class Stage(nn.Module):
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.joined = len(attention)
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(nn.ModuleList(layers) for layers in attention)
         self.resample = resample
@@ -94,6 +98,12 @@ class Stage(nn.Module):
         for layer in self.attention[j]:  # pyright: ignore[reportGeneralTypeIssues]
             seen, mask = (None, None) if text is None else (text.of(layer), text.mask)
             x = run(layer, x, seen, mask, run.attend)
+        return x
+
+    def extra(self, x: Tensor, emb: Tensor, run: Running) -> Tensor:
+        """The blocks behind those that are joined to the other way."""
+        for block in list(self.blocks)[self.joined :]:
+            x = run(block, x, emb)
         return x
 
     def onward(self, x: Tensor) -> Tensor:
@@ -130,6 +140,7 @@ class UNet(nn.Module):
         blocks: int | Sequence[int],
         attention: int | Sequence[int],
         strides: Sequence[int | Sequence[int]] | None,
+        extra_blocks: int | Sequence[int],
         in_channels: int,
         emb_dim: int | None,
         heads: int,
@@ -140,6 +151,7 @@ class UNet(nn.Module):
         block: Callable[..., nn.Module],
         middle: bool,
         cond_width: int | None,
+        self_conditioning: bool,
         stage: Callable[..., Stage] = picture_stage,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -151,6 +163,7 @@ class UNet(nn.Module):
         self.channels = tuple(channels)
         stages = len(self.channels)
         counts, layers = per_stage("blocks", blocks, stages), per_stage("attention", attention, stages)
+        extra = per_stage("extra_blocks", extra_blocks, stages)
         self.strides = tuple(
             pair(stride) for stride in (strides if strides is not None else (2,) * (stages - 1))
         )
@@ -190,7 +203,7 @@ class UNet(nn.Module):
                 stage(
                     i,
                     outside,
-                    blocks=[residual(c, outside) for c in inside],
+                    blocks=[residual(c, outside) for c in [*inside, *[outside] * extra[i]]],
                     attention=[attentions(outside, layers[i]) for _ in range(count)],
                     resample=Downsample,
                     stride=None if last else self.strides[i],
@@ -216,7 +229,7 @@ class UNet(nn.Module):
                 stage(
                     i,
                     outside,
-                    blocks=[residual(c, outside) for c in widths],
+                    blocks=[residual(c, outside) for c in [*widths, *[outside] * extra[i]]],
                     attention=[attentions(outside, layers[i]) for _ in widths],
                     resample=Upsample,
                     stride=self.strides[i - 1] if i else None,
@@ -227,15 +240,35 @@ class UNet(nn.Module):
         self.norm_out = nn.GroupNorm(norm_groups, self.channels[0], **where)
         self.conv_out = zeroed(nn.Conv2d(self.channels[0], in_channels, 3, padding=1, **where))
 
+        self.self_conditioning = self_conditioning
+        self.conv_self = None
+        if self_conditioning:
+            # made without a random draw: the seed gives the same network as without it. No bias: without an
+            # estimate it is left out, which is what it says of zeros
+            conv = nn.Conv2d(
+                in_channels, self.channels[0], 3, padding=1, bias=False, device="meta", dtype=dtype
+            )
+            self.conv_self = zeroed(conv.to_empty(device=device or torch.get_default_device()))
+
     def go_down(
-        self, z: Tensor, emb: Tensor, carried: Tensor | None, text: Text | None, run: Running
+        self,
+        z: Tensor,
+        emb: Tensor,
+        carried: Tensor | None,
+        text: Text | None,
+        run: Running,
+        previous: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """From a picture to the features of the lowest stage, and what each step leaves for the way up.
 
         `carried` are the features of the shell around it, of the first rows of the batch only where it has
-        fewer.
+        fewer. `previous`: the level's own estimate of the picture, like z; zero for rows without one.
         """
         x = self.conv_in(z)
+        if previous is not None:
+            if self.conv_self is None:
+                raise ValueError("an estimate is given, but the level is built without self_conditioning")
+            x = x + self.conv_self(previous.to(z.dtype))
         if carried is not None:
             few = len(carried)
             x = x + carried if few == len(x) else torch.cat([x[:few] + carried, x[few:]])
@@ -243,9 +276,10 @@ class UNet(nn.Module):
         skips = [x]
         for stage in self.down:
             assert isinstance(stage, Stage)
-            for j in range(len(stage.blocks)):
+            for j in range(stage.joined):
                 x = stage.step(j, x, emb, text, run)
                 skips.append(x)
+            x = stage.extra(x, emb, run)
             if stage.resample is not None:
                 x = stage.onward(x)
                 skips.append(x)
@@ -257,8 +291,9 @@ class UNet(nn.Module):
         skips = list(skips)
         for stage in reversed(self.up):  # pyright: ignore[reportArgumentType, reportCallIssue]
             assert isinstance(stage, Stage)
-            for j in range(len(stage.blocks)):
+            for j in range(stage.joined):
                 x = stage.step(j, torch.cat([x, skips.pop()], 1), emb, text, run)
+            x = stage.extra(x, emb, run)
             x = stage.onward(x)
         return x
 

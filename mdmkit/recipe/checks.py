@@ -93,7 +93,7 @@ def steps_stand_once(train: Train, growth: Use) -> Iterator[Problem]:
     """steps and batch stand in [train] or in growth's stages, never in both."""
     stages = getattr(growth.settings, "stages", ())
     for name in ("steps", "batch"):
-        inside = [i for i, stage in enumerate(stages) if getattr(stage, name, None) is not None]
+        inside = [i for i, stage in enumerate(stages) if says(stage, name)]
         if getattr(train, name) is None:
             if not stages:
                 yield Problem(("train", name), "missing; expected int, here or in the stages of [growth]")
@@ -107,6 +107,29 @@ def steps_stand_once(train: Train, growth: Use) -> Iterator[Problem]:
             )
         elif inside:
             yield Problem(("train", name), "stands here and in the stages of [growth]; leave one out")
+
+
+def says(stage: Any, name: str) -> bool:
+    """Whether a stage of growth says its steps (or pictures, which are steps too), or its batch."""
+    names = ("steps", "images") if name == "steps" else (name,)
+    return any(getattr(stage, one, None) is not None for one in names)
+
+
+def growth_ends_whole(model: Model, growth: Use) -> Iterator[Problem]:
+    """The stages of growth end with all levels of the network, and never have more."""
+    stages = getattr(growth.settings, "stages", ())
+    levels = [getattr(stage, "levels", 0) for stage in stages]
+    for i, count in enumerate(levels):
+        if count > len(model.levels):
+            yield Problem(
+                ("growth", "stages", i, "levels"), f"{count}, but [[model.levels]] has {len(model.levels)}"
+            )
+    if levels and levels[-1] < len(model.levels):
+        yield Problem(
+            ("growth", "stages", len(levels) - 1, "levels"),
+            f"the last stage has {levels[-1]} of the {len(model.levels)} levels of [[model.levels]]; "
+            "append a stage, or leave levels out",
+        )
 
 
 def micro_batches_divide(train: Train) -> Iterator[Problem]:
@@ -228,6 +251,7 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     level_weights_match,
     thresholds_match_levels,
     steps_stand_once,
+    growth_ends_whole,
     micro_batches_divide,
     levels_are_shared_out,
     levels_are_trained,

@@ -18,6 +18,7 @@ from .lines import scan
 from .overrides import Override, apply, parse_override
 from .problems import Located, Path, Problem, RecipeError, Wrong, unknown
 from .schema import Recipe
+from .stages import stage_problems
 from .structure import Structurer
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def structure(document: Document, registry: Registry, *, allow_pipe: bool = Fals
     problems += cross_problems(tables, allow_pipe=allow_pipe)
     if recipe is not None and not problems:
         problems += plugin_problems(recipe, registry)
+    if recipe is not None and not problems:
+        problems += stage_problems(recipe, registry)
     if problems:
         raise RecipeError(in_order(document.locate(problem) for problem in problems))
     assert recipe is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +17,9 @@ from mdmkit.pyramid import Pyramid
 from mdmkit.targets import divide, to_eps, to_x0
 
 __all__ = ["Answers", "Denoise", "Denoised", "Denoiser", "PairedDenoise", "from_space", "with_x0"]
+
+
+Recalled = list[Tensor | None]
 
 
 class Denoised(NamedTuple):
@@ -68,7 +72,9 @@ class Denoiser:
     counts, for a network that takes `cond_weights` (`NestedUNet.read` says how); `micros`: values of shape
     (B,) by name. Predictions are turned into x0 and eps in the dtype of `z`, whatever precision the network
     ran in. Of a `NestedUNet` the weights must stay as they are while it is used: what it makes of the text is
-    kept.
+    kept. A nest with self-conditioning is shown what it said last of each row, before guidance and
+    thresholds; where it was not asked for the unconditional answer, the conditional one. So a denoiser of
+    such a nest is for one trajectory after another, and `fresh` gives one for a trajectory beside it.
     """
 
     def __init__(
@@ -91,12 +97,24 @@ class Denoiser:
         self.cond_weights, self.uncond_weights = cond_weights, uncond_weights
         self.micros = micros
         self.readings: dict[str, Text | None] = {}
+        self.memory = Memory() if getattr(nest, "self_conditioning", False) else None
+
+    def fresh(self) -> Denoiser:
+        """The same, but for what it remembers of a trajectory."""
+        other = copy.copy(self)
+        other.memory = self.memory and Memory()
+        return other
 
     def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
         """The conditional answer."""
         t = times(at, len(z[0]), z[0].device)
-        text = self.text("cond", self.cond, self.cond_mask, self.cond_weights)
-        predictions = self.nest(tuple(z), t, micros=self.micros, **text)
+        told = self.text("cond", self.cond, self.cond_mask, self.cond_weights)
+        if self.memory is not None:
+            told["previous"] = self.memory.recalled(z, at)[0]
+        predictions = self.nest(tuple(z), t, micros=self.micros, **told)
+        if self.memory is not None:
+            said = self.estimates(predictions, z, at)
+            self.memory.keep(said, said)
         return from_space(predictions, z, at, self.diffusion.prediction)
 
     def both(self, z: Sequence[Tensor], at: NoiseLevel) -> tuple[Denoised, Denoised]:
@@ -116,11 +134,19 @@ class Denoiser:
         twice = tuple(torch.cat([level, level]) for level in z)
         t = times(at, 2 * rows, z[0].device)
         micros = self.micros and {key: torch.cat([value, value]) for key, value in self.micros.items()}
-        predictions = self.nest(twice, t, micros=micros, **self.text("both", *stack_texts(*texts), weights))
-        return (
-            from_space([prediction[:rows] for prediction in predictions], z, at, self.diffusion.prediction),
-            from_space([prediction[rows:] for prediction in predictions], z, at, self.diffusion.prediction),
-        )
+        told = self.text("both", *stack_texts(*texts), weights)
+        if self.memory is not None:
+            told["previous"] = stacked(*self.memory.recalled(z, at))
+        predictions = self.nest(twice, t, micros=micros, **told)
+        halves = [prediction[:rows] for prediction in predictions], [p[rows:] for p in predictions]
+        if self.memory is not None:
+            self.memory.keep(*(self.estimates(half, z, at) for half in halves))
+        cond, uncond = (from_space(half, z, at, self.diffusion.prediction) for half in halves)
+        return cond, uncond
+
+    def estimates(self, said: Sequence[Tensor], z: Sequence[Tensor], at: NoiseLevel) -> Pyramid:
+        scales = list(zip(at.alpha, at.sigma, strict=True))[: len(z)]
+        return self.diffusion.estimates(said, z, scales)
 
     def text(
         self, name: str, cond: Tensor | None, cond_mask: Tensor | None, weights: Tensor | None
@@ -144,6 +170,36 @@ class Denoiser:
         """The conditional answer, which is gone on with."""
         cond = self(z, at)
         return Answers(cond, None, cond)
+
+
+class Memory:
+    """What a network with self-conditioning said last of each row, conditional and unconditional."""
+
+    def __init__(self) -> None:
+        self.known: tuple[Pyramid, Pyramid] = (), ()
+        self.began = self.last = -1.0
+
+    def recalled(self, z: Sequence[Tensor], at: NoiseLevel) -> tuple[Recalled, Recalled]:
+        """The last estimates of both kinds at the levels of z, None where a level has none.
+
+        They end with their trajectory: going back to more noise begins a new one, unless a level has joined.
+        """
+        joined = 0 < len(self.known[0]) < len(z)
+        other = any(x.shape != level.shape for x, level in zip(self.known[0], z, strict=False))
+        if other or at.t >= self.began or (at.t > self.last and not joined):
+            self.known, self.began = ((), ()), at.t
+        self.last = at.t
+        cond, uncond = ([*x0[: len(z)], *[None] * (len(z) - len(x0))] for x0 in self.known)
+        return cond, uncond
+
+    def keep(self, cond: Pyramid, uncond: Pyramid) -> None:
+        self.known = cond, uncond
+
+
+def stacked(cond: Recalled, uncond: Recalled) -> Recalled:
+    """Both as one batch, at each level."""
+    pairs = zip(cond, uncond, strict=True)
+    return [None if c is None or u is None else torch.cat([c, u]) for c, u in pairs]
 
 
 def from_space(said: Sequence[Tensor], z: Sequence[Tensor], at: NoiseLevel, space: str) -> Denoised:

@@ -115,15 +115,21 @@ def draw(
             batches = encoded(text, captions, negative, batch=batch, apart=apart, regions=more)
         for indices, told in batches:
             own = None if conditions is not None else [captions[i] for i in indices]
-            guidance = [
-                over_weak(
-                    one, told, own, negative, regions=more, shares=shares, weighted=weighted
-                )
-                if isinstance(one, Weak)
-                else one
-                for one in drawing.guidance
-            ]
-            make = partial(guided, denoiser(nest, diffusion, told, shares), guidance)
+            weak = partial(
+                over_weak,
+                told=told,
+                captions=own,
+                negative=negative,
+                regions=more,
+                shares=shares,
+                weighted=weighted,
+            )
+            asked = denoiser(nest, diffusion, told, shares)
+            guidance = [weak(one) if isinstance(one, Weak) else one for one in drawing.guidance]
+
+            def make(asked: PairedDenoise = asked, guidance: list[Guidance] = guidance) -> PairedDenoise:
+                return guided(asked.fresh() if isinstance(asked, Denoiser) else asked, guidance)
+
             z = sample_pyramid(
                 make() if windows is None else windows.wrap(make),
                 diffusion,
@@ -165,10 +171,10 @@ def denoiser(
 
 def over_weak(
     weak: Weak,
+    *,
     told: Conditions,
     captions: Sequence[str] | None,
     negative: str,
-    *,
     regions: Sequence[str],
     shares: Sequence[Tensor] | None,
     weighted: bool,

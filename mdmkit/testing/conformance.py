@@ -10,7 +10,7 @@ import attrs
 from mdmkit.plugins import KINDS, Component, Entry, Plugin, Registry, load_registry
 from mdmkit.recipe import Use
 
-from . import nets, rooms, sampling, training, values
+from . import growth, nets, rooms, sampling, training, values
 from .registration import check_object, check_registration, check_settings_class
 from .subject import ConformanceError, Subject
 
@@ -22,7 +22,7 @@ BATTERIES: dict[str, Callable[[Subject], None]] = {
     "time_sampler": values.time_sampler,
     "loss": values.loss,
     "resolution_sampler": values.resolution_sampler,
-    "growth": values.growth,
+    "growth": growth.growth,
     "block": nets.block,
     "attention": nets.attention,
     "core": nets.core,

@@ -1,4 +1,4 @@
-"""Batteries of the values: schedules, weights, times, losses, resolution samplers, growth."""
+"""Batteries of the values: schedules, weights, times, losses, resolution samplers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .subject import Subject, load
 
-__all__ = ["growth", "loss", "noise_schedule", "resolution_sampler", "time_sampler", "weighting"]
+__all__ = ["loss", "noise_schedule", "resolution_sampler", "time_sampler", "weighting"]
 
 SPACES = ("x0", "eps", "v", "flow")
 LEVELS = 3
@@ -155,17 +155,3 @@ def resolution_sampler(it: Subject) -> None:
             first = seen.setdefault((seed, step), tuple(shares))
             same = tuple(shares) == first == tuple(again.shares(seed, step))
             it.must(same, "shares depend on more than (seed, step)")
-
-
-def growth(it: Subject) -> None:
-    """Levels never fall, stay between 1 and the recipe's, and a stage is a function of the step."""
-    strategy = it.build(levels=LEVELS)
-    most = int(it.context.get("levels", LEVELS))
-    before = 0
-    steps = [*range(50), *range(50, 2000, 50), *range(2000, 2_000_000, 20_000)]
-    for step in steps:
-        stage = it.attempt(f"stage({step})", lambda: strategy.stage(step))  # noqa: B023
-        it.must(1 <= stage.levels <= most, f"stage({step}) has {stage.levels} levels of {most}")
-        it.must(stage.levels >= before, f"levels fall from {before} to {stage.levels} at step {step}")
-        before = stage.levels
-    it.must(strategy.stage(0) == it.build(levels=LEVELS).stage(0), "stage(0) depends on earlier calls")

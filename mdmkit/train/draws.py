@@ -11,7 +11,7 @@ from torch import Tensor
 from mdmkit.pyramid import Pyramid
 from mdmkit.streams import normal, stream
 
-__all__ = ["Rows", "draw_noise", "dropped", "micro_batches", "numbered", "stopping"]
+__all__ = ["Rows", "draw_noise", "dropped", "micro_batches", "numbered", "self_conditioned", "stopping"]
 
 
 @attrs.frozen
@@ -89,3 +89,8 @@ def draw_noise(
 def dropped(rows: Rows, share: float, *, seed: int, step: int) -> list[bool]:
     """Which rows lose their caption, each with probability `share`."""
     return [share > 0 and stream(seed, step, place, "caption").random() < share for place in rows.places]
+
+
+def self_conditioned(rows: Rows, *, seed: int, step: int) -> list[bool]:
+    """Which rows are shown their own estimate, each with probability 1/2 (Chen et al. 2022, 2208.04202)."""
+    return [stream(seed, step, place, "estimate").random() < 0.5 for place in rows.places]

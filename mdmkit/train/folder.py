@@ -18,6 +18,7 @@ __all__ = [
     "Lock",
     "create",
     "free_name",
+    "in_use",
     "one_line_disk_errors",
     "refuse_full",
     "refuse_taken",
@@ -110,3 +111,12 @@ class Lock:
     def release(self) -> None:
         """Let go of the folder."""
         os.close(self.handle)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process holds the run folder."""
+    try:
+        Lock(folder).release()
+    except WrongInput:
+        return True
+    return False

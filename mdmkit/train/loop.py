@@ -15,20 +15,22 @@ from torch import Tensor, nn
 from mdmkit.data.by_size import BySize
 from mdmkit.data.loader import Batch, batches
 from mdmkit.errors import MdmkitError, WrongInput
+from mdmkit.growth import Plateau, Watch, ramp
 from mdmkit.pyramid import pyramid
 from mdmkit.resolutions import level_factors, step_rows
 from mdmkit.streams import seed_of
+from mdmkit.times import LearnsFromLosses
 
 from .conditions import micro_conditions, text_conditions
-from .draws import Rows, draw_noise, dropped, micro_batches, numbered, stopping
+from .draws import Rows, draw_noise, dropped, micro_batches, numbered, self_conditioned, stopping
 from .ema import EMA
-from .objective import Objective
-from .optim import named_state
+from .objective import Losses, Objective, row_losses
+from .optim import named_state, set_apart
 from .parallel import World, autocast
 from .signals import Interrupted, stop_signals
-from .state import Checkpoint, restore, save
+from .state import Checkpoint, load_parts, parts_state, restore, save, write_text
 
-__all__ = ["Parts", "Plan", "reached_rows", "train", "trained_parameters"]
+__all__ = ["Parts", "Plan", "beside_the_model", "reached_rows", "train", "trained_parameters"]
 
 
 @attrs.frozen
@@ -49,6 +51,28 @@ class Plan:
     keep: int = 2
     log_every: int = 10
     workers: int = 0
+    phase: Phase = attrs.field(factory=lambda: Phase())
+
+
+@attrs.frozen
+class Phase:
+    """Where a training stands among the stages of a growing network; by default it is the only one.
+
+    first, pictures: steps and pictures of the stages before (a plan's `steps` counts them too). new: names of
+    parameters that this stage brings, new_levels: levels. warmup, freeze, fade, plateau: as of
+    `mdmkit.growth.Stage`. last: no other stage follows.
+    """
+
+    index: int = 0
+    first: int = 0
+    pictures: int = 0
+    new: frozenset[str] = frozenset()
+    new_levels: range = range(0)
+    warmup: int = 0
+    freeze: int = 0
+    fade: int = 0
+    plateau: Plateau | None = None
+    last: bool = True
 
 
 @attrs.frozen
@@ -62,11 +86,16 @@ class Parts:
     optimizer: torch.optim.Optimizer
     lr_schedule: Any
     resolution_sampler: Any
-    growth: Any
     time_sampler: Any
     resolutions: tuple[tuple[int, int], ...]
     frames: tuple[int, ...] | None = None  # of each level's pictures, where these are grids of frames
     by_size: BySize | None = None  # read instead of the dataset where rows stop at their picture's size
+    weighting: nn.Module | None = None  # what a learned weighting learns; no part of the model
+
+    def remembering(self) -> dict[str, Any]:
+        """The parts that may decide by what they have seen, by their names in a checkpoint."""
+        names = ("lr_schedule", "resolution_sampler", "time_sampler", "weighting")
+        return {name: getattr(self, name) for name in names}
 
 
 def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.Parameter]:
@@ -77,21 +106,29 @@ def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.
     return named
 
 
-def reached_rows(
-    plan: Plan, step: int, *, resolution_sampler: Any, growth: Any, ranks: int = 1
-) -> tuple[int, ...]:
+def beside_the_model(weighting: nn.Module | None) -> dict[str, nn.Parameter]:
+    """What the optimiser trains that is no part of the model: `weighting.*`, neither averaged nor clipped."""
+    if weighting is None:
+        return {}
+    return {f"weighting.{name}": parameter for name, parameter in weighting.named_parameters()}
+
+
+def reached_rows(plan: Plan, step: int, *, resolution_sampler: Any, ranks: int = 1) -> tuple[int, ...]:
     """How many rows of the global batch reach each level that this step trains, low to high.
+
+    The resolution sampler counts the steps of a stage from the stage's first.
 
     Raises:
         WrongInput: the batch does not split over ranks and micro-batches.
     """
     try:
-        counts = step_rows(resolution_sampler, plan.seed, step, plan.batch, multiple=ranks * plan.accumulate)
+        at, multiple = step - plan.phase.first, ranks * plan.accumulate
+        counts = step_rows(resolution_sampler, plan.seed, at, plan.batch, multiple)
     except ValueError as error:
         raise WrongInput(
             f"train.levels on {ranks} ranks, in {plan.accumulate} micro-batches: {error}"
         ) from error
-    return tuple(count for count in counts[: growth.stage(step).levels] if count)
+    return tuple(count for count in counts if count)
 
 
 def train(
@@ -113,6 +150,10 @@ def train(
 ) -> EMA:
     """Train from step 0, or from a checkpoint, to `plan.steps`; returns the averaged weights.
 
+    Of a growing network this is one stage, which may also end before: on a plateau, or because a file
+    `grow-now` lies in the run folder. Its last checkpoint says `ends_stage`; `state.grow` makes of it what
+    the next stage resumes from.
+
     Every draw is a function of (seed, step, place in the batch): there is no generator to save, and a resumed
     run on the same CPU threads, workers and ranks repeats the bits of the run that was never stopped.
 
@@ -121,16 +162,23 @@ def train(
         MdmkitError: too many bad steps or unreadable samples in a row, a full disk, a checkpoint that does
             not fit, an input that a component refuses.
     """
-    levels = len(parts.resolutions)
+    levels, phase = len(parts.resolutions), plan.phase
     parameters = trained_parameters(parts.nest, parts.text)
+    optimized = parameters | beside_the_model(parts.weighting)
     ema = EMA(parameters, decay=plan.ema)
     for group in parts.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     step = bad_steps = bad_in_row = skipped = truncated = 0
     # since the log's last line: losses and gradient norm, and the steps that each (level) took part in
     sums, taken = torch.zeros(levels + 1, dtype=torch.float64, device=device), [0] * (levels + 1)
+    set_apart(parts.optimizer, [p for name, p in parameters.items() if name in phase.new])
+    watch = None if phase.plateau is None else Watch(phase.plateau)
+    remembering = parts.remembering() | ({} if watch is None else {"plateau": watch})
     if resume is not None:
-        restore(resume, parameters, ema, parts.optimizer)
+        begins = resume.step == phase.first  # what is new has no state yet, nor has what watches the stage
+        new = phase.new if begins else frozenset()
+        restore(resume, parameters, ema, parts.optimizer, optimized, new=new)
+        load_parts(resume, remembering, begins=begins)
         step, bad_steps, bad_in_row = resume.step, resume.facts["bad_steps"], resume.facts["bad_in_row"]
         sums, taken = (
             torch.tensor(resume.facts["sums"], dtype=torch.float64, device=device),
@@ -139,27 +187,37 @@ def train(
         if world.is_main:  # counted over all ranks
             skipped, truncated = resume.facts["skipped"], resume.facts["truncated"]
     weights = torch.tensor(plan.level_weights or [1.0] * levels, device=device)
-    objective = world.wrap(parts.objective)
+    times = parts.time_sampler if isinstance(parts.time_sampler, LearnsFromLosses) else None
     parts.nest.train()
 
     def counts_of(at: int) -> tuple[int, ...]:
-        return reached_rows(
-            plan, at, resolution_sampler=parts.resolution_sampler, growth=parts.growth, ranks=world.size
-        )
+        return reached_rows(plan, at, resolution_sampler=parts.resolution_sampler, ranks=world.size)
 
     def rows_of(at: int) -> list[Rows]:
         return micro_batches(counts_of(at), rank=world.rank, ranks=world.size, accumulate=plan.accumulate)
 
     def positions() -> Iterator[list[int]]:
         for at in range(step, plan.steps):
-            yield [at * plan.batch + place for rows in rows_of(at) for place in rows.places]
+            yield [pictures(at) + place for rows in rows_of(at) for place in rows.places]
+
+    def pictures(at: int) -> int:
+        return phase.pictures + (at - phase.first) * plan.batch
+
+    def frozen(at: int) -> bool:
+        return at - phase.first < phase.freeze
+
+    def hold(still: bool) -> nn.Module:
+        """The objective, what was there before this stage held still or free."""
+        for name, p in parameters.items():
+            p.requires_grad_(not still or name in phase.new)
+        return world.wrap(parts.objective)
 
     def positions_by_size(by_size: BySize) -> Iterator[list[int]]:
         # each level goes through pictures of its own
         for at in range(step, plan.steps):
             counts = counts_of(at)
-            reached = parts.resolution_sampler.so_far(at, plan.batch, world.size * plan.accumulate)
-            before = stopping(reached)
+            steps, multiple = at - phase.first, world.size * plan.accumulate
+            before = stopping(parts.resolution_sampler.so_far(steps, plan.batch, multiple))
             rows = [row for rows in rows_of(at) for row in numbered(rows, counts, before)]
             yield [by_size.position(level, number) for level, number in rows]
 
@@ -180,13 +238,13 @@ def train(
                 "bad_steps": bad_steps,
                 "skipped": counts[0],
                 "truncated": counts[1],
-                "pictures": step * plan.batch,
+                "pictures": pictures(step),
                 "seconds": seconds,
                 "pictures_per_second": plan.batch / seconds,
             },
         )
 
-    def checkpoint() -> None:
+    def checkpoint(ends_stage: bool) -> None:
         # every rank goes on from what the checkpoint says, as it will when it is resumed
         sums.copy_(world.mean(sums))
         counts = world.sum(skipped, truncated, device=device)
@@ -198,14 +256,20 @@ def train(
                 "truncated": counts[1],
                 "sums": sums.tolist(),
                 "taken": taken,
-                "pictures": step * plan.batch,
+                "pictures": pictures(step),
                 "ema": ema.updates,
+                "stage": phase.index,
+                "first": phase.first,
+                "pictures_before": phase.pictures,
+                "ends_stage": ends_stage and not phase.last,
             }
             tensors = {
                 "model": parameters,
                 "ema": ema.averages,
-                "optimizer": named_state(parts.optimizer, parameters.items()),
+                "optimizer": named_state(parts.optimizer, optimized.items()),
             }
+            if remembered := parts_state(remembering):
+                tensors["parts"] = remembered
             before_checkpoint()  # the log reaches the disk first: it never ends before a visible checkpoint
             on_checkpoint(step, save(run_dir / "checkpoints", step, tensors, facts, texts, keep=plan.keep))
         world.barrier()
@@ -228,19 +292,28 @@ def train(
     ):
         if resume is not None:
             sample()  # the run may have been stopped between its checkpoint and its pictures
+        objective = hold(frozen(step))
         started, timed_from = time.perf_counter(), step
         for batch in loader:
             factor = parts.lr_schedule.factor(step)
+            at = step - phase.first
+            warm = min(1.0, (at + 1) / phase.warmup) if phase.warmup else 1.0
             for group in parts.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+                group["lr"] = group["initial_lr"] * factor * (warm if group["new"] else 1.0)
+            if at == phase.freeze > 0:
+                objective = hold(False)
+            fade = ramp(at, phase.fade)
+            fading = weights if fade == 1 else faded(weights, phase.new_levels, fade)
+            parts.nest.gains = tuple(fade if r in phase.new_levels else 1.0 for r in range(1, levels))  # type: ignore
             micros = rows_of(step)
             reached = len(micros[0].per_level)
             factors = level_factors(parts.resolution_sampler, micros[0].per_level)
-            counted = weights[:reached]
+            counted = fading[:reached]
             if set(factors) != {1.0}:
                 counted = counted * counted.new_tensor(factors)
             cut = getattr(parts.text, "truncated", 0)
             losses = torch.zeros(levels, device=device)
+            seen: Tensor | None = None
             offset = 0
             for index, rows in enumerate(micros):
                 part = batch.rows(offset, offset + len(rows.places))
@@ -249,13 +322,24 @@ def train(
                 torch.manual_seed(seed_of(plan.seed, step, rows.places[0], "dropout"))
                 last = index == len(micros) - 1
                 with contextlib.nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
-                    by_level = forward(objective, parts, plan, part, rows, step, device)
-                    ((by_level * counted).sum() / len(micros)).backward()
-                losses[:reached] += by_level.detach() / len(micros)
+                    said, t = forward(objective, parts, plan, part, rows, step, device)
+                    ((said.trained * counted).sum() / len(micros)).backward()
+                losses[:reached] += said.plain / len(micros)
+                if times is not None:
+                    told = times.tally(t, row_losses(said.rows, weights))
+                    seen = told if seen is None else seen + told
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), plan.clip or float("inf"))
             finite = torch.isfinite(losses).all() & torch.isfinite(norm)
-            # the one moment of a step at which the CPU waits for the device
-            bad, stop, unread = world.any(~finite, asked_to_stop(), bool(batch.skipped), device=device)
+            # the one moment of a step at which the CPU waits for the device; growth is rank 0's decision
+            flat = watch is not None and watch.reached(float((losses[:reached] * weights[:reached]).sum()))
+            asked = not phase.last and world.is_main and grow_asked(run_dir, step + 1)
+            bad, stop, unread, enough = world.any(
+                ~finite,
+                asked_to_stop(),
+                bool(batch.skipped),
+                world.is_main and not phase.last and (flat or asked),
+                device=device,
+            )
             truncated += getattr(parts.text, "truncated", 0) - cut
             skipped += len(batch.skipped)
             for key, cause in world.gather(batch.skipped) if unread else ():
@@ -274,12 +358,16 @@ def train(
                 bad_in_row = 0
                 parts.optimizer.step()
                 ema.update()
+                if times is not None and seen is not None:
+                    times.observe(world.total(seen))
                 sums += torch.cat([losses, norm.reshape(1)]).double()
                 taken = [count + (r < reached or r == levels) for r, count in enumerate(taken)]
             parts.optimizer.zero_grad(set_to_none=True)
             step += 1
             on_step(step, {"loss": losses, "grad_norm": norm})
-            done = step == plan.steps
+            done = step == plan.steps or enough
+            if done and step < plan.steps:
+                on_event(step, "stage_ends", {"stage": phase.index, "cause": "asked" if asked else "plateau"})
             if done or step % plan.log_every == 0:
                 log((time.perf_counter() - started) / max(step - timed_from, 1))
                 sums.zero_()
@@ -287,29 +375,64 @@ def train(
                 started, timed_from = time.perf_counter(), step
             paused = time.perf_counter()
             if done or stop or step % plan.checkpoint_every == 0:
-                checkpoint()
+                checkpoint(done)
+            if done:
+                (run_dir / GROW_NOW).unlink(missing_ok=True)
             if stop and not done:
                 on_event(step, "interrupted", {})
                 raise Interrupted(f"interrupted at step {step}, and saved; go on with --resume {run_dir}")
             sample()
             started += time.perf_counter() - paused  # a step's seconds are those of training alone
+            if done:
+                break
+    parts.nest.gains = (1.0,) * (levels - 1)  # type: ignore
     return ema
+
+
+GROW_NOW = "grow-now"
+
+
+def grow_asked(run_dir: Path, step: int) -> bool:
+    """Whether the stage is to end with this step because somebody asked: a file `grow-now` in the run folder.
+
+    The step of the decision is written into it before anything else happens, so that a run that is killed
+    before its checkpoint, and resumed from an earlier one, ends the stage at the same step.
+    """
+    path = run_dir / GROW_NOW
+    if not path.exists():
+        return False
+    said = path.read_text(encoding="utf-8").strip()
+    if not said:
+        write_text(path, str(step))
+    return not said or step >= int(said)
+
+
+def faded(weights: Tensor, levels: range, share: float) -> Tensor:
+    """Level weights, those of some levels at a share."""
+    factors = [share if r in levels else 1.0 for r in range(len(weights))]
+    return weights * torch.tensor(factors, device=weights.device)
 
 
 def forward(
     objective: nn.Module, parts: Parts, plan: Plan, batch: Batch, rows: Rows, step: int, device: torch.device
-) -> Tensor:
-    """The losses by level of one micro-batch, with all its draws."""
+) -> tuple[Losses, Tensor]:
+    """The losses of one micro-batch, with all its draws, and the times of its rows."""
     pictures = batch.images.to(device, non_blocking=True).float() / 127.5 - 1
     sizes = parts.resolutions[: len(rows.per_level)]
     x = pyramid(pictures, sizes, rows.per_level, frames=parts.frames)
     eps = draw_noise(rows, parts.resolutions, seed=plan.seed, step=step, device=device)
-    t = parts.time_sampler.draw(plan.seed, step, list(rows.places), plan.batch).to(device)
+    t = parts.time_sampler.draw(plan.seed, step, list(rows.places), plan.batch)
+    given: dict[str, Any] = {}
+    if getattr(parts.nest, "self_conditioning", False):
+        given["estimated"] = self_conditioned(rows, seed=plan.seed, step=step)
+    if isinstance(parts.time_sampler, LearnsFromLosses):
+        given["importance"] = parts.time_sampler.importance(t).to(device)
+    t = t.to(device)
     drop = dropped(rows, plan.caption_dropout, seed=plan.seed, step=step)
     micros = micro_conditions(parts.nest, batch, device)
     try:
         text = text_conditions(parts.text, batch, drop, device)
         with autocast(plan.precision, device):
-            return objective(x, eps, t, micros=micros, **text)
+            return objective(x, eps, t, micros=micros, **text, **given), t
     except ValueError as error:  # a component's own words: an unknown class, a caption without features
         raise MdmkitError(f"step {step + 1}: {error}") from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-__all__ = ["adamw", "load_named_state", "named_state"]
+__all__ = ["adamw", "load_named_state", "named_state", "set_apart"]
 
 
 def adamw(
@@ -117,6 +117,21 @@ def load_named_state(
     optimizer.state.clear()
     for name, entry in loaded.items():
         optimizer.state[by_name[name]] = entry
+
+
+def set_apart(optimizer: Optimizer, new: Iterable[Tensor]) -> None:
+    """Gives the parameters in `new` groups of their own, marked `new`, with the options of those they leave.
+
+    Their learning rate can then warm up by itself. For optimisers without state: only groups are changed.
+    """
+    chosen = {id(p) for p in new}
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        apart = [p for p in group["params"] if id(p) in chosen]
+        stay = [p for p in group["params"] if id(p) not in chosen]
+        groups += [{**group, "params": stay, "new": False}] if stay else []
+        groups += [{**group, "params": apart, "new": True}] if apart else []
+    optimizer.param_groups[:] = groups
 
 
 _NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,17 @@ __all__ = [
     "checkpoints",
     "copy_into",
     "damaged",
+    "ends_stage",
+    "grow",
     "latest",
     "load",
+    "load_parts",
+    "next_stage",
+    "parts_state",
+    "read_facts",
     "restore",
     "save",
+    "write_text",
     "write_whole",
 ]
 
@@ -38,7 +45,10 @@ FACTS = "state.json"
 
 @attrs.frozen
 class Checkpoint:
-    """A loaded checkpoint: `tensors["model" | "ema" | "optimizer"]` by parameter name; `facts`."""
+    """A loaded checkpoint: `tensors["model" | "ema" | "optimizer"]` by parameter name; `facts`.
+
+    `tensors["parts"]`, where there is any: what parts of the training remember, as `parts_state` gives it.
+    """
 
     path: Path
     facts: dict[str, Any]
@@ -61,7 +71,8 @@ def save(
 ) -> Path:
     """Write `folder/step-0005000`, visible only when whole and on disk; then remove all but the last `keep`.
 
-    `texts` are small files beside the tensors, by name.
+    `texts` are small files beside the tensors, by name. A checkpoint whose facts say that it `ends_stage` is
+    a model of its own, and stays.
 
     Raises:
         MdmkitError: the disk is full or cannot be written; the checkpoints before are untouched.
@@ -81,7 +92,7 @@ def save(
         raise MdmkitError(
             f"checkpoint at step {step} could not be written to {folder}: {error}; {kept}"
         ) from error
-    for old in checkpoints(folder)[:-keep]:
+    for old in [path for path in checkpoints(folder) if not ends_stage(path)][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -119,6 +130,14 @@ def write_whole(
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file, whole or not at all."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    sync(aside)
+    os.replace(aside, path)
+
+
 def sync(path: Path) -> None:
     """Force a file, or a folder's entries, onto the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -131,6 +150,16 @@ def sync(path: Path) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """The visible checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def ends_stage(path: Path) -> bool:
+    """Whether a checkpoint is the last of a stage of growth."""
+    return damage(path) is None and read_facts(path).get("ends_stage", False)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a whole checkpoint says of itself, without its tensors."""
+    return json.loads((path / FACTS).read_text(encoding="utf-8"))
 
 
 def damage(path: Path) -> str | None:
@@ -166,7 +195,7 @@ def load(path: Path, *, only: tuple[str, ...] | None = None) -> Checkpoint:
     reason = damage(path)
     if reason is not None:
         raise MdmkitError(f"{path} is not a whole checkpoint: {reason}; use another one, or start again")
-    facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+    facts = read_facts(path)
     groups = [name.removesuffix(".safetensors") for name in facts["files"] if name.endswith(".safetensors")]
     try:
         tensors = {
@@ -179,21 +208,151 @@ def load(path: Path, *, only: tuple[str, ...] | None = None) -> Checkpoint:
     return Checkpoint(path=path, facts=facts, tensors=tensors)
 
 
+def next_stage(ended: Checkpoint) -> Checkpoint:
+    """The checkpoint that ends a stage, as the next one finds it before it has grown."""
+    facts = {
+        **ended.facts,
+        "stage": ended.facts["stage"] + 1,
+        "ends_stage": False,
+        "first": ended.step,
+        "pictures_before": ended.facts["pictures"],
+    }
+    return attrs.evolve(ended, facts=facts)
+
+
+def grow(
+    checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], carry: Callable[..., dict[str, Tensor]]
+) -> Checkpoint:
+    """What a stage begins with (`next_stage`), carried into its larger network: the whole state.
+
+    shapes: of the larger network's trained parameters, by name. carry: as of `mdmkit.growth.Growth`. What is
+    not carried has no state yet: it starts at its fresh values, its averages there, with counts of its own.
+
+    Raises:
+        WrongInput: the strategy cannot carry something, as what an unknown optimiser keeps.
+    """
+    try:
+        tensors = {name: carry(checkpoint.tensors[name], shapes) for name in ("model", "ema")}
+        tensors["optimizer"] = grow_optimizer(checkpoint.tensors["optimizer"], shapes, carry)
+    except ValueError as error:
+        raise WrongInput(f"{checkpoint.path} cannot grow: {error}") from error
+    seen = checkpoint.tensors.get("parts", {})
+    if kept := {name: value for name, value in seen.items() if not name.startswith(OF_A_STAGE)}:
+        tensors["parts"] = kept
+    levels = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("levels."))
+    facts = {
+        **checkpoint.facts,
+        "sums": [0.0] * (levels + 1),
+        "taken": [0] * (levels + 1),
+        "ema": {name: checkpoint.facts["ema"].get(name, 0) for name in tensors["ema"]},
+    }
+    return attrs.evolve(checkpoint, facts=facts, tensors=tensors)
+
+
+# what is watched anew in each stage
+OF_A_STAGE = ("plateau.", "resolution_sampler.")
+MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2}
+
+
+def grow_optimizer(
+    state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], carry: Callable[..., dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Moments by their order, step counts as they are."""
+    by_key: dict[str, dict[str, Tensor]] = {}
+    for flat, value in state.items():
+        key, _, name = flat.partition("/")
+        by_key.setdefault(key, {})[name] = value
+    grown: dict[str, Tensor] = {}
+    for key, values in by_key.items():
+        if all(value.ndim == 0 for value in values.values()):
+            carried = dict(values)
+        elif key in MOMENTS:
+            carried = carry(values, shapes, moment=MOMENTS[key])
+        elif all(values[name].shape == shapes.get(name) for name in values):
+            carried = dict(values)
+        else:
+            raise ValueError(
+                f"parameters change their shape, and the optimiser keeps {key!r} of them, which only "
+                f"{' and '.join(MOMENTS)} are known for; take train.optimizer = 'adamw'"
+            )
+        grown |= {f"{key}/{name}": value for name, value in carried.items()}
+    return grown
+
+
 def restore(
-    checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], ema: EMA, optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint,
+    parameters: Mapping[str, nn.Parameter],
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    optimized: Mapping[str, nn.Parameter] | None = None,
+    *,
+    new: frozenset[str] = frozenset(),
 ) -> None:
-    """Load a checkpoint into a training, every name accounted for.
+    """Load a checkpoint into a training, every name accounted for; those in `new` may be missing.
+
+    `optimized`: all that the optimiser trains, where that is more than the model's parameters.
 
     Raises:
         WrongInput: names or shapes differ, as when it was written by another recipe.
     """
-    check_names(checkpoint.path, parameters, checkpoint.tensors["model"])
-    copy_into(parameters, checkpoint.tensors["model"])
+    stored = checkpoint.tensors["model"]
+    expected = {name: p for name, p in parameters.items() if name in stored or name not in new}
+    check_names(checkpoint.path, expected, stored)
+    copy_into(expected, stored)
+    averages = {"averages": checkpoint.tensors["ema"], "updates": checkpoint.facts["ema"]}
     try:
-        ema.load_state_dict({"averages": checkpoint.tensors["ema"], "updates": checkpoint.facts["ema"]})
-        load_named_state(optimizer, parameters.items(), checkpoint.tensors["optimizer"])
+        ema.load_state_dict(averages, new=parameters.keys() - expected.keys())
+        load_named_state(optimizer, (optimized or parameters).items(), checkpoint.tensors["optimizer"])
     except ValueError as error:
         raise WrongInput(f"{checkpoint.path} does not fit this run: {error}") from error
+
+
+def parts_state(parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What parts of a training remember, flat: `time_sampler.squares` -> tensor.
+
+    A part remembers where it has `state_dict()`, flat names to tensors, and `load_state_dict(state)`, which
+    raises ValueError for what is not its own; others are passed over.
+    """
+    return {
+        f"{name}.{key}": value
+        for name, part in parts.items()
+        if hasattr(part, "state_dict")
+        for key, value in part.state_dict().items()
+    }
+
+
+def load_parts(checkpoint: Checkpoint, parts: Mapping[str, Any], *, begins: bool = False) -> None:
+    """Give each part what `parts_state` had of it.
+
+    begins: at the first step of a stage of growth; what is not stored, or of another shape, is new there.
+
+    Raises:
+        WrongInput: something is stored of a part that remembers nothing, nothing of one that does, or it is
+            not its own.
+    """
+    stored = checkpoint.tensors.get("parts", {})
+    kept = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+    given: dict[str, dict[str, Tensor]] = {name: {} for name, part in kept.items() if part.state_dict()}
+    if begins:
+        given = {name: dict(kept[name].state_dict()) for name in given}
+    for key, value in stored.items():
+        name, _, inside = key.partition(".")
+        own = given.setdefault(name, {}).get(inside)
+        if not begins or (own is not None and own.shape == value.shape):
+            given[name][inside] = value
+    for name, state in given.items():
+        if name not in kept or not state:
+            what = "remembers nothing" if state else "remembers something"
+            has = "has" if state else "has nothing"
+            raise WrongInput(
+                f"{checkpoint.path} {has} of the {name}, but this run's {what}: it is another component; "
+                "resume with the one that the run was begun with"
+            )
+        try:
+            kept[name].load_state_dict(state)
+        except (ValueError, RuntimeError) as error:  # a module's own is a RuntimeError of many lines
+            said = " ".join(str(error).split())
+            raise WrongInput(f"{checkpoint.path} does not fit this run's {name}: {said}") from error
 
 
 @torch.no_grad()

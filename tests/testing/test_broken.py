@@ -66,7 +66,7 @@ OBJECTS = [
         "MoreThanAll",
         r"settings overlap what the program gives .*: levels",
     ),
-    ("growth", "Plain", "ShrinkingGrowth", r"levels fall from 2 to 1 at step 10"),
+    ("growth", "Plain", "ShrinkingGrowth", r"lowers levels: its stages have \[2, 1\]"),
     ("block", "Plain", "RandomBlock", r"must start as the identity"),
     ("block", "Plain", "DeafBlock", r"does not use the embedding"),
     ("block", "Plain", "Schedule", r"does not take 'device', which the program gives a block"),

@@ -70,6 +70,14 @@ def cached(folder: Path) -> dict[str, Any]:
     return {"width": 16, "encoder": Use("t5", 1, t5, "text_encoder")}
 
 
+def staged(name: str, *changes: dict[str, Any]) -> tuple[Any, ...]:
+    """Stages of one level more each."""
+    from mdmkit.builtin import growth
+
+    settings = getattr(growth, name)
+    return tuple(settings(levels=r, steps=4, batch=4, **more) for r, more in enumerate(changes, 1))
+
+
 # sample settings of those whose defaults need a file, a choice, or too much time
 SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "core/unet": lambda folder: SMALL_UNET,
@@ -94,6 +102,14 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
         "steps": 100,
     },
     "guidance/auto": lambda folder: {"weak": str(folder)},
+    "growth/staged": lambda folder: {"stages": staged("Stage", {}, {}, {})},
+    "growth/freeze_then_thaw": lambda folder: {"stages": staged("FreezeStage", {}, {"freeze": 2}, {})},
+    "growth/fade_in": lambda folder: {"stages": staged("FadeStage", {}, {"fade": 2}, {})},
+    "growth/net2wider": lambda folder: {
+        "stages": staged("WideStage", {"narrower": 4}, {"narrower": (2, 4)}, {})
+    },
+    "growth/deepen": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
+    "growth/stack": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
     "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},
 }
 
@@ -118,6 +134,13 @@ def test_a_built_in_conforms(entry: Entry, registry: Registry, tmp_path: Path) -
 def test_every_kind_has_a_protocol_and_a_built_in(kind: str, registry: Registry) -> None:
     assert isinstance(load(KINDS[kind].protocol), type)
     assert registry.names(kind)
+
+
+@pytest.mark.parametrize("kind", ["core", "shell"])
+def test_levels_that_are_shown_their_estimate_conform(kind: str, registry: Registry) -> None:
+    entry = registry.find(kind, "unet")
+    settings = entry.component.settings(**SMALL_UNET, self_conditioning=True)
+    check_component(entry.component, settings=settings, registry=registry)
 
 
 def test_samples_name_components_that_exist() -> None:

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmkit.train.draws import Rows, draw_noise, dropped, micro_batches, numbered, stopping
+from mdmkit.train.draws import (
+    Rows,
+    draw_noise,
+    dropped,
+    micro_batches,
+    numbered,
+    self_conditioned,
+    stopping,
+)
 
 SIZES = ((2, 3), (4, 6), (8, 12))
 
@@ -106,3 +114,21 @@ def test_the_share_of_dropped_captions() -> None:
     assert 150 < sum(dropped(rows, 0.1, seed=0, step=0)) < 250
     assert not any(dropped(rows, 0.0, seed=0, step=0))
     assert all(dropped(rows, 1.0, seed=0, step=0))
+
+
+@given(split=splits, seed=st.integers(0, 2**40), step=st.integers(0, 10**7))
+def test_a_place_is_shown_its_estimate_whoever_takes_it(split: tuple[int, int], seed: int, step: int) -> None:
+    ranks, accumulate = split
+    total = 4 * ranks * accumulate
+    whole = self_conditioned(Rows(tuple(range(total)), (total,)), seed=seed, step=step)
+    for rank in range(ranks):
+        for part in micro_batches([total], rank=rank, ranks=ranks, accumulate=accumulate):
+            assert self_conditioned(part, seed=seed, step=step) == [whole[place] for place in part.places]
+
+
+def test_half_of_the_rows_are_shown_their_estimate() -> None:
+    rows = Rows(tuple(range(2000)), (2000,))
+    first, second = (self_conditioned(rows, seed=0, step=step) for step in (0, 1))
+    assert abs(sum(first) - 1000) < 5 * 22.4
+    assert abs(sum(a == b for a, b in zip(first, second, strict=True)) - 1000) < 5 * 22.4
+    assert first != [not gone for gone in dropped(rows, 0.5, seed=0, step=0)]
