@@ -251,6 +251,9 @@ def work(
             if start is not None:
                 told.event(0, "started_from", start.facts())
                 told.note(str(start))
+            if stage.parts.by_size is not None:
+                told.event(told.step, "pictures_by_size", stage.parts.by_size.facts())
+                told.note(str(stage.parts.by_size))
             told.padding(recipe, stage.parts.nest)
             registry.hook.mdmkit_run_start(run=info)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,15 +175,20 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
     """
     from mdmkit import assemble
     from mdmkit.recipe.stages import growth_of, stage_recipe
+    from mdmkit.resolutions import some_steps
     from mdmkit.train.loop import reached_rows
     from mdmkit.train.memory import check_fits, training_memory
 
     for index in range(len(growth_of(recipe, registry).stages)):
         here = stage_recipe(recipe, registry, index)
         plan = assemble.plan(here)
-        rows = reached_rows(
-            plan, 0, resolution_sampler=assemble.resolution_sampler(here, registry), ranks=ranks
-        )
+        sampler, first = assemble.resolution_sampler(here, registry), plan.phase.first
+        by_step = [
+            reached_rows(plan, first + step, resolution_sampler=sampler, ranks=ranks)
+            for step in some_steps(here.train.steps)
+        ]
+        # the step that takes most: levels that a step does not reach take no rows
+        rows = tuple(map(max, itertools.zip_longest(*by_step, fillvalue=0)))
         parts = ranks * plan.accumulate
         on_one = tuple(count // parts for count in rows)
         tokens = (getattr(here.text.settings, "max_tokens", None) or 1) if here.text else 0
