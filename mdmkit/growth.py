@@ -266,10 +266,21 @@ class Net2Wider(Staged):
             raise ValueError(f"expected 0 <= split < 1, got {self.split}")
 
     def network(self, settings: Any, stage: int, level: int) -> Any:
-        """Channels divided; the width of the embedding is that of the whole network."""
+        """Channels divided; the width of the embedding is that of the whole network.
+
+        ValueError where they cannot be, or could not be widened again without changing what is said.
+        """
         divisor = self.stages[stage].divisor(level)
         if divisor == 1:
             return settings
+        if odd := [width for width in settings.channels if width % divisor]:
+            raise ValueError(f"narrower = {divisor} does not divide the {odd[0]} channels of level {level}")
+        temporal = getattr(settings, "temporal_attention", 0)
+        if temporal if isinstance(temporal, int) else any(temporal):
+            raise ValueError(
+                f"level {level} has temporal_attention, whose heads are of one size, so that more channels "
+                "are other heads; leave narrower out there"
+            )
         changes: dict[str, Any] = {"channels": tuple(width // divisor for width in settings.channels)}
         if hasattr(settings, "emb_dim"):
             changes["emb_dim"] = settings.emb_dim or 4 * settings.channels[0]
