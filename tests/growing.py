@@ -34,15 +34,12 @@ LEVEL = """
 resolution = [{height}, {width}]
 channels = {channels}
 strides = {strides}
-blocks = 1
+blocks = {blocks}
 attention = {attention}
 heads = 2
 norm_groups = {groups}
 extra_blocks = {extra}
 {more}
-"""
-GRID = """layout = "grid"
-frames = 4
 """
 RECIPE = """
 format = 1
@@ -104,6 +101,7 @@ def recipes(
                 strides=[list(strides)],
                 attention=draw(st.sampled_from([[0, 1], [0, 0], [1, 0]])),
                 groups=groups,
+                blocks=2 if growth == "stack" else 1,  # stacking copies the second of two
                 extra=draw(st.integers(1, 2)) if growth in ("deepen", "stack") else draw(st.integers(0, 1)),
                 more="" if r == 0 or not draw(st.booleans()) else "normalize_input = true\n",
             )

