@@ -172,10 +172,12 @@ def train(
     # since the log's last line: losses and gradient norm, and the steps that each (level) took part in
     sums, taken = torch.zeros(levels + 1, dtype=torch.float64, device=device), [0] * (levels + 1)
     set_apart(parts.optimizer, [p for name, p in parameters.items() if name in phase.new])
+    learns = {name: p.requires_grad for name, p in parameters.items()}  # rotary frequencies do not
     watch = None if phase.plateau is None else Watch(phase.plateau)
     remembering = parts.remembering() | ({} if watch is None else {"plateau": watch})
+    begins = resume is not None and resume.step == phase.first
     if resume is not None:
-        begins = resume.step == phase.first  # what is new has no state yet, nor has what watches the stage
+        # what is new has no state yet, nor has what watches the stage
         new = phase.new if begins else frozenset()
         restore(resume, parameters, ema, parts.optimizer, optimized, new=new)
         load_parts(resume, remembering, begins=begins)
@@ -186,6 +188,8 @@ def train(
         )
         if world.is_main:  # counted over all ranks
             skipped, truncated = resume.facts["skipped"], resume.facts["truncated"]
+    if world.is_main:
+        forget_growth(run_dir, step)
     weights = torch.tensor(plan.level_weights or [1.0] * levels, device=device)
     times = parts.time_sampler if isinstance(parts.time_sampler, LearnsFromLosses) else None
     parts.nest.train()
@@ -209,7 +213,7 @@ def train(
     def hold(still: bool) -> nn.Module:
         """The objective, what was there before this stage held still or free."""
         for name, p in parameters.items():
-            p.requires_grad_(not still or name in phase.new)
+            p.requires_grad_(learns[name] and (not still or name in phase.new))
         return world.wrap(parts.objective)
 
     def positions_by_size(by_size: BySize) -> Iterator[list[int]]:
@@ -290,7 +294,7 @@ def train(
             )
         ) as loader,
     ):
-        if resume is not None:
+        if resume is not None and not begins:  # the pictures of the stage before are drawn
             sample()  # the run may have been stopped between its checkpoint and its pictures
         objective = hold(frozen(step))
         started, timed_from = time.perf_counter(), step
@@ -377,14 +381,18 @@ def train(
             if done or stop or step % plan.checkpoint_every == 0:
                 checkpoint(done)
             if done:
-                (run_dir / GROW_NOW).unlink(missing_ok=True)
-            if stop and not done:
+                if world.is_main:
+                    (run_dir / GROW_NOW).unlink(missing_ok=True)
+                if not phase.last:  # a signal that came in the meantime is not lost between two stages
+                    (late,) = world.any(asked_to_stop(), device=device)
+                    stop = stop or late
+            if stop and not (done and phase.last):
                 on_event(step, "interrupted", {})
                 raise Interrupted(f"interrupted at step {step}, and saved; go on with --resume {run_dir}")
-            sample()
-            started += time.perf_counter() - paused  # a step's seconds are those of training alone
             if done:
                 break
+            sample()
+            started += time.perf_counter() - paused  # a step's seconds are those of training alone
     parts.nest.gains = (1.0,) * (levels - 1)  # type: ignore
     return ema
 
@@ -405,6 +413,13 @@ def grow_asked(run_dir: Path, step: int) -> bool:
     if not said:
         write_text(path, str(step))
     return not said or step >= int(said)
+
+
+def forget_growth(run_dir: Path, step: int) -> None:
+    """Take away a decision that a checkpoint has seen: the run was killed before it was taken away there."""
+    path = run_dir / GROW_NOW
+    if path.exists() and int(path.read_text(encoding="utf-8").strip() or step + 1) <= step:
+        path.unlink()
 
 
 def faded(weights: Tensor, levels: range, share: float) -> Tensor:
