@@ -154,6 +154,19 @@ def test_going_back_over_stretches_fits_the_rest_to_what_is_known(rule: Rule):
     assert torch.allclose(alone[0], thrice[7], atol=1e-9)
 
 
+def test_each_pass_has_noise_of_its_own():
+    seen: list[Tensor] = []
+
+    def watch(denoise: Any, z: Any, path: Any, noise: Any) -> Any:
+        seen.append(noise(0, 0))
+        return ddpm(denoise, z, path, noise)
+
+    known = attrs.evolve(known_region(picture(), half, SIZES), passes=3, jump=2)
+    draw([1], rule=watch, known=known)
+    assert len(seen) == 1 + 3 + 3
+    assert all(float((a - b).abs().max()) > 0.1 for i, a in enumerate(seen) for b in seen[:i])
+
+
 @given(top=st.integers(0, 15), left=st.integers(0, 15), seed=st.integers(0, 99))
 def test_an_inner_pixel_is_known_where_all_of_it_is(top: int, left: int, seed: int):
     """What lies under the zeros of a mask, as black from a drawing program, is never seen."""
