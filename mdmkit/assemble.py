@@ -152,7 +152,11 @@ def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
 
 
 def dataset(
-    recipe: Recipe, registry: Registry, *, resolution: tuple[int, int] | None = None, frames: int | None = None
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    resolution: tuple[int, int] | None = None,
+    frames: int | None = None,
 ) -> Any:
     """The dataset at the recipe's highest resolution, or at another one.
 
