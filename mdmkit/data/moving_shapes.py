@@ -140,10 +140,14 @@ class MovingShapes:
 
     def sample(self, position: int) -> Sample:
         """The clip, uint8 (F, h, w, 3), or picture (h, w, 3), and caption at this position."""
-        return self.drawn(position, self.resolution, self.frames)
+        return self.drawn(position, self.resolution)
 
-    def drawn(self, position: int, resolution: tuple[int, int], frames: int | None) -> Sample:
-        """The sample at this position, drawn at any resolution of this aspect and number of frames."""
+    def drawn(self, position: int, resolution: tuple[int, int]) -> Sample:
+        """The sample at this position, drawn at any resolution of this aspect."""
+        return self.filmed(position, resolution, self.frames)
+
+    def filmed(self, position: int, resolution: tuple[int, int], frames: int | None) -> Sample:
+        """The sample at this position, at any resolution of this aspect and of any number of frames."""
         scene = self.scene(position)
         when = times(frames or 1)
         if len(when) == 1:  # else all pictures would be of the beginning

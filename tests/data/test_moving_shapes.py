@@ -141,8 +141,8 @@ def test_positions_differ():
 @given(positions, st.integers(1, 4), st.integers(2, 5))
 def test_a_clip_is_every_nth_frame_of_a_longer_one(position, n, frames):
     dataset = moving()
-    short = dataset.drawn(position, (16, 16), frames)
-    long = dataset.drawn(position, (16, 16), n * frames)
+    short = dataset.filmed(position, (16, 16), frames)
+    long = dataset.filmed(position, (16, 16), n * frames)
     assert np.array_equal(short.image, long.image[::n])
     assert short.fps is not None
     assert long.fps == n * short.fps
