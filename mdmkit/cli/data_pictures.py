@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mdmkit.errors import MdmkitError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from mdmkit.diffusion import NoiseLevel
     from mdmkit.plugins import Registry
     from mdmkit.pyramid import Pyramid
     from mdmkit.recipe.schema import Recipe
-    from mdmkit.sampling.denoise import Denoise, Denoised, Denoiser
+    from mdmkit.sampling.denoise import Denoise
 
 __all__ = ["data_pictures", "first_unseen"]
 
@@ -67,9 +65,4 @@ def data_pictures(
             raise MdmkitError(f"text: {error}") from error
         micros = micro_conditions(nest, part, device)
         denoiser = Denoiser(nest, diffusion, micros=micros or None, **told)
-        yield partial(forgetful, denoiser), x, list(part.positions)
-
-
-def forgetful(denoiser: Denoiser, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
-    """What a denoiser says of a noisy pyramid, without its estimates of those before (self-conditioning)."""
-    return denoiser.fresh()(z, at)
+        yield denoiser, x, list(part.positions)
