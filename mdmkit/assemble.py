@@ -16,6 +16,7 @@ from mdmkit.recipe.checks import side
 if TYPE_CHECKING:
     import torch
 
+    from mdmkit.data.by_size import BySize
     from mdmkit.diffusion import Diffusion
     from mdmkit.nn import NestedUNet
     from mdmkit.plugins import Registry
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mdmkit.train.loop import Parts, Phase, Plan
 
 __all__ = [
+    "by_size",
+    "check_guidance",
     "cond_dim",
     "dataset",
     "diffusion",
@@ -207,24 +210,59 @@ def spacing(recipe: Recipe, registry: Registry) -> Any:
 
 
 def threshold(recipe: Recipe, registry: Registry) -> Any:
-    """What keeps predicted pictures in range: a function."""
-    return registry.build(recipe.sample.threshold, kind="threshold")
+    """What keeps predicted pictures in range: a function, or one a level."""
+    said = recipe.sample.threshold
+    if isinstance(said, tuple):
+        return tuple(registry.build(use, kind="threshold") for use in said)
+    return registry.build(said, kind="threshold")
 
 
-def guidance(recipe: Recipe, registry: Registry) -> list[Any]:
-    """The guidance components, in the order in which they are applied."""
-    return [registry.build(use, kind="guidance") for use in recipe.sample.guidance]
+def guidance(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> list[Any]:
+    """The guidance components, in the order in which they are applied; models that they ask on a device.
+
+    Raises:
+        WrongInput: there is no such model, or it does not fit.
+    """
+    from mdmkit.sampling.auto import OverModel
+    from mdmkit.weak_model import opened
+
+    built = [registry.build(use, kind="guidance") for use in recipe.sample.guidance]
+    return [
+        opened(one, recipe, registry, device=device) if isinstance(one, OverModel) else one for one in built
+    ]
 
 
-def drawing(recipe: Recipe, registry: Registry) -> Drawing:
-    """How pictures are drawn: the [sample] table."""
+def check_guidance(recipe: Recipe, registry: Registry) -> None:
+    """Refuse guidance by a model that is not there, or of other pictures or noise, and intervals outside of
+    the schedule; nothing is loaded.
+
+    Raises:
+        WrongInput: there is one.
+    """
+    from mdmkit.sampling import Interval
+    from mdmkit.sampling.auto import OverModel
+    from mdmkit.weak_model import check
+
+    for use in recipe.sample.guidance:
+        one = registry.build(use, kind="guidance")
+        if isinstance(one, OverModel):
+            check(one, recipe, registry)
+        elif isinstance(one, Interval):
+            try:
+                one.check(diffusion(recipe, registry))
+            except ValueError as error:
+                raise WrongInput(f"sample.guidance: {error}") from error
+
+
+def drawing(recipe: Recipe, registry: Registry, *, device: torch.device | str = "cpu") -> Drawing:
+    """How pictures are drawn: the [sample] table; other models that guidance asks are loaded on a device."""
     from mdmkit.sampling.draw import Drawing
 
     return Drawing(
         rule=rule(recipe, registry),
         spacing=spacing(recipe, registry),
         threshold=threshold(recipe, registry),
-        guidance=tuple(guidance(recipe, registry)),
+        guidance=tuple(guidance(recipe, registry, device=device)),
         steps=recipe.sample.steps,
         outer_from=recipe.sample.outer_from,
     )
@@ -266,10 +304,11 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
     import torch
 
     from mdmkit.streams import seed_of
-    from mdmkit.train.loop import Parts, trained_parameters
+    from mdmkit.train.loop import Parts, beside_the_model, trained_parameters
     from mdmkit.train.objective import Objective
 
     source = dataset(recipe, registry)  # first: what is wrong with files is known soonest
+    sampler, sorted_by_size = by_size(recipe, registry, source)
     torch.manual_seed(seed_of(recipe.run.seed, "parameters"))
     # made on the CPU, so that a seed gives the same start on every device
     network = nest(recipe, registry).to(device)
@@ -280,6 +319,9 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         compile_blocks(network.blocks())
     learns = text is not None and getattr(text, "trainable", False)
     hold_empty_features(recipe, text, source)
+    weights = weighting(recipe, registry)
+    heads = weights.heads(len(recipe.model.levels)).to(device) if hasattr(weights, "heads") else None
+    trained = trained_parameters(network, text) | beside_the_model(heads)
     return Parts(
         nest=network,
         text=text,
@@ -289,16 +331,43 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
             diffusion=diffusion(recipe, registry),
             loss_space=recipe.diffusion.loss_space,
             pixel_loss=loss(recipe, registry),
-            weighting=weighting(recipe, registry),
+            weighting=weights,
+            uncertainty=heads,
         ),
         dataset=source,
-        optimizer=optimizer(recipe, registry, list(trained_parameters(network, text).items())),
+        optimizer=optimizer(recipe, registry, list(trained.items())),
         lr_schedule=lr_schedule(recipe, registry),
-        resolution_sampler=resolution_sampler(recipe, registry),
+        resolution_sampler=sampler,
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
         frames=frames(recipe),
+        by_size=sorted_by_size,
+        weighting=heads,
     )
+
+
+def by_size(recipe: Recipe, registry: Registry, source: Any) -> tuple[Any, BySize | None]:
+    """The resolution sampler, and, where its rows stop at their picture's size, the data sorted by that.
+
+    Raises:
+        WrongInput: the data do not know their sizes, or no picture is as large as a level.
+    """
+    from mdmkit.data.by_size import BySize
+    from mdmkit.resolutions import BySource
+
+    sampler, sizes = resolution_sampler(recipe, registry), resolutions(recipe)
+    if not isinstance(sampler, BySource):
+        return sampler, None
+    found = BySize(source, sizes, own_only=sampler.row_shares is None)
+    try:
+        return sampler.over(found.counts), found
+    except ValueError as error:
+        levels = ", ".join(f"{r}: {h} x {w}" for r, (h, w) in enumerate(sizes))
+        largest = " x ".join(map(str, found.largest or ()))
+        raise WrongInput(
+            f"train.levels = by_source: {error} (levels {levels}; the largest picture is {largest}); leave "
+            "that level out, or take larger pictures"
+        ) from error
 
 
 def hold_empty_features(recipe: Recipe, text: Any, source: Any) -> None:

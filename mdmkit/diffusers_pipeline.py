@@ -220,7 +220,7 @@ class MatryoshkaPipeline(DiffusionPipeline):
                 self.unet.nest,
                 None if self.text_encoder is None else self.text_encoder.text,
                 assemble.diffusion(recipe, registry()),
-                assemble.drawing(recipe, registry()),
+                assemble.drawing(recipe, registry(), device=device),
                 resolutions=assemble.resolutions(recipe),
                 captions=captions,
                 negative=negative,

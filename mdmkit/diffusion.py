@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mdmkit.pyramid import Pyramid, normalize_resolution
 from mdmkit.schedules import NoiseSchedule
-from mdmkit.targets import SPACES
+from mdmkit.targets import SPACES, to_x0
 
 __all__ = ["Diffusion", "NoiseLevel", "mixed", "signal_scales"]
 
@@ -85,6 +85,23 @@ class Diffusion:
     def pictures(self, x: Sequence[Tensor]) -> Pyramid:
         """The inverse of `scaled`."""
         return tuple(x / scale if scale != 1 else x for x, scale in self.by_level(x))
+
+    def estimates(
+        self,
+        said: Sequence[Tensor],
+        z: Sequence[Tensor],
+        scales: Sequence[tuple[Tensor | float, Tensor | float]],
+    ) -> Pyramid:
+        """x0 of predictions at z, at these (alpha, sigma), cut to the range of pictures.
+
+        What a network with self-conditioning is shown of its own: *Analog Bits*, arXiv 2208.04202, section 3,
+        where it is not cut; cut, it is bounded also where alpha is nearly 0 and the prediction is eps.
+        """
+        found = tuple(
+            to_x0(value.to(noisy.dtype), noisy, alpha, sigma, self.prediction)
+            for value, noisy, (alpha, sigma) in zip(said, z, scales, strict=True)
+        )
+        return tuple(x0.clamp(-scale, scale) for x0, scale in self.by_level(found))
 
     def by_level(self, x: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
         scales = self.scales or (1.0,) * len(x)

@@ -30,9 +30,9 @@ from mdmkit.tables import (
     squared_cosine_logsnr,
 )
 
-__all__ = ["DDPM", "EDM", "LOGSNR_LIMIT", "Cosine", "CosineLogSNR", "Interpolated", "LinearFlow"]
-__all__ += ["NoiseSchedule", "Shifted", "Sigmoid", "VariancePreserving", "ZeroTerminal", "clean_at_zero"]
-__all__ += ["level_shift", "shift_levels", "time_at"]
+__all__ = ["DDPM", "EDM", "LOGSNR_LIMIT", "ByDensity", "Cosine", "CosineLogSNR", "Interpolated", "Laplace"]
+__all__ += ["LinearFlow", "NoiseSchedule", "Shifted", "Sigmoid", "VariancePreserving", "ZeroTerminal"]
+__all__ += ["clean_at_zero", "level_shift", "shift_levels", "time_at"]
 
 
 @runtime_checkable
@@ -208,6 +208,49 @@ class Interpolated(VariancePreserving):
         shift = 2 * ((1 - t) * math.log(self.high) + t * math.log(self.low))
         curve = cosine_logsnr(t, self.logsnr_max, self.logsnr_min) + shift
         return curve.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)
+
+
+@attrs.frozen
+class ByDensity(VariancePreserving):
+    """A schedule whose uniform times have a density over logsnr that is symmetric about `mean`.
+
+    A subclass gives the density's `tail`, at mean 0 and width 1; `scale` is its width. ValueError where that
+    is not above 0, or `mean` lies outside the cut-off. *Improved Noise Schedule for Diffusion Training*,
+    arXiv 2407.03297, section 2: t is the share of the density above logsnr(t).
+    """
+
+    mean: float = 0.0
+    scale: float = 1.0
+
+    def __attrs_post_init__(self) -> None:
+        if not (self.scale > 0 and abs(self.mean) < LOGSNR_LIMIT):
+            expected = f"scale > 0 and mean between -{LOGSNR_LIMIT:g} and {LOGSNR_LIMIT:g}"
+            raise ValueError(f"expected {expected}, got scale={self.scale} and mean={self.mean}")
+
+    def tail(self, share: Tensor) -> Tensor:
+        """The value >= 0 above which this share of the density lies, at most half of it; infinite at 0."""
+        raise NotImplementedError
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        # the share beyond, from the nearer end: 1 - t would lose the digits of a small t
+        beyond = self.tail(torch.minimum(t, 1 - t))
+        logsnr = self.mean + self.scale * torch.where(t <= 0.5, beyond, -beyond)
+        return logsnr.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)
+
+
+@attrs.frozen
+class Laplace(ByDensity):
+    """Laplace's density over logsnr, exp(-|logsnr - mean| / scale) / (2 scale).
+
+    Most times are near one noise level: logsnr(t) = mean - scale sgn(1/2 - t) ln(1 - 2 |t - 1/2|).
+    *Improved Noise Schedule for Diffusion Training*, arXiv 2407.03297, table 1.
+    """
+
+    mean: float = 0.0
+    scale: float = 0.5
+
+    def tail(self, share: Tensor) -> Tensor:
+        return -torch.log(2 * share)
 
 
 @attrs.frozen

@@ -104,9 +104,14 @@ def find(recipe: Recipe, registry: Registry, given: str | None = None) -> Start:
     mine = trained_parameters(
         assemble.nest(recipe, registry, device="meta"), assemble.text_encoder(recipe, registry, device="meta")
     )
+    gained = {
+        f"levels.{r}.conv_self.weight"
+        for r in range(shared)
+        if gains_self_conditioning(*(one.model.levels[r].network.settings for one in (theirs, recipe)))
+    }
     left = {name: x for name, x in stored.items() if level_of(name, -1) >= shared}
     for name in sorted(mine.keys() | stored.keys()):
-        if level_of(name, -1) >= shared:
+        if level_of(name, -1) >= shared or name in gained:
             continue
         ours, came = (tuple(x[name].shape) if name in x else None for x in (mine, stored))
         if ours != came:
@@ -145,6 +150,8 @@ def differences(theirs: Recipe, ours: Recipe, shared: int) -> Iterator[tuple[str
 
     for r in range(shared):
         levels = [plain(recipe.model.levels[r]) for recipe in (theirs, ours)]
+        if gains_self_conditioning(*(one.model.levels[r].network.settings for one in (theirs, ours))):
+            levels = [{k: v for k, v in level.items() if k != "self_conditioning"} for level in levels]
         yield from unlike(f"model.levels[{r}]", *levels)
     for name in ("schedule", "prediction"):
         said = [plain(getattr(recipe.diffusion, name)) for recipe in (theirs, ours)]
@@ -154,6 +161,12 @@ def differences(theirs: Recipe, ours: Recipe, shared: int) -> Iterator[tuple[str
             "diffusion.shift_power", theirs.diffusion.shift_power, ours.diffusion.shift_power
         )
     yield from unlike_text(theirs.text, ours.text)
+
+
+def gains_self_conditioning(theirs: Any, ours: Any) -> bool:
+    """Whether a level is shown its own estimate from now on: the weights of that are new, and zero."""
+    before, now = (getattr(settings, "self_conditioning", False) for settings in (theirs, ours))
+    return bool(now and not before)
 
 
 def unlike_text(theirs: Use | None, ours: Use | None) -> Iterator[tuple[str, Any, Any]]:

@@ -17,7 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["SPACES", "PixelLoss", "convert", "from_x0_eps", "huber", "mse", "to_eps", "to_x0"]
+from mdmkit.pyramid import pool
+
+__all__ = ["SPACES", "PixelLoss", "convert", "from_x0_eps", "huber", "mse", "multiscale", "to_eps", "to_x0"]
 
 SPACES = ("x0", "eps", "v", "flow")
 
@@ -106,6 +108,37 @@ def huber(prediction: Tensor, target: Tensor, *, delta: float = 0.1) -> Tensor:
     square = (prediction - target) ** 2
     # the root minus 1 loses every digit of a small difference
     return 2 * square / (1 + (1 + square / delta**2).sqrt())
+
+
+def multiscale(prediction: Tensor, target: Tensor, *, smallest: int = 32, power: float = 1.0) -> Tensor:
+    """Squared differences of the pictures, and of their halves, quarters, ... by average pooling.
+
+    The scale of side s counts (d / s)^power, d being the picture's own shorter side, whose weight is 1; it
+    goes on halving while the sides are even and s stays >= `smallest`. Each scale's squares stand at the
+    pixels that they are of, so that the mean over pixels is the weighted sum of the scales' means. With
+    power = 1 it is d times the loss of *simple diffusion*, arXiv 2301.11093, whose weights are 1 / s, from
+    32 up.
+
+    For a single level: the levels of a nest are scales of one picture already, each with a loss and a weight
+    of its own (`level_weights`). An error changes by one factor a picture from space to space, so that
+    weightings keep their meaning. ValueError where smallest is not at least 1.
+    """
+    if smallest < 1:
+        raise ValueError(f"expected smallest >= 1, a side in pixels, got {smallest}")
+    difference = prediction - target
+    side = min(difference.shape[-2:])
+    scales = [difference]
+    while (h := difference.shape[-2]) % 2 == 0 == (w := difference.shape[-1]) % 2:
+        if min(h, w) // 2 < smallest:
+            break
+        difference = pool(difference, (*difference.shape[2:-2], h // 2, w // 2))
+        scales.append(difference)
+    total = torch.zeros_like(scales[-1])
+    for scale in reversed(scales):
+        if total.shape != scale.shape:
+            total = total.repeat_interleave(2, -2).repeat_interleave(2, -1)
+        total = total + (side / min(scale.shape[-2:])) ** power * scale**2
+    return total
 
 
 def divide(numerator: Tensor, scale: Scale) -> Tensor:

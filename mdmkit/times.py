@@ -7,8 +7,8 @@ spreads t evenly over its distribution, whichever that is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -17,7 +17,16 @@ from torch import Tensor
 from mdmkit.schedules import NoiseSchedule, check_range, time_at
 from mdmkit.streams import stream
 
-__all__ = ["ByQuantile", "LogNormalTime", "LogitNormalTime", "TimeSampler", "UniformLogSNR", "UniformTime"]
+__all__ = [
+    "ByQuantile",
+    "LearnsFromLosses",
+    "LogNormalTime",
+    "LogitNormalTime",
+    "LossAwareTime",
+    "TimeSampler",
+    "UniformLogSNR",
+    "UniformTime",
+]
 
 
 @runtime_checkable
@@ -35,6 +44,30 @@ class TimeSampler(Protocol):
     def density(self, t: Tensor) -> Tensor:
         """The density of t on [0, 1]."""
         ...
+
+
+@runtime_checkable
+class LearnsFromLosses(TimeSampler, Protocol):
+    """A distribution of t that follows the losses of a training.
+
+    Its draws depend on what it has seen too. Every rank sees the same, and it is a checkpoint's.
+    """
+
+    def importance(self, t: Tensor) -> Tensor:
+        """What the loss at each t is multiplied by, so that its mean over draws is another distribution's."""
+        ...
+
+    def tally(self, t: Tensor, losses: Tensor) -> Tensor:
+        """What these rows (B,) tell, as a tensor that is added up over micro-batches and ranks."""
+        ...
+
+    def observe(self, tally: Tensor) -> None:
+        """Take in the tally of a step."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @attrs.frozen
@@ -223,6 +256,92 @@ class UniformLogSNR(ByLogSNR):
     def log_sigma_density(self, log_sigma: Tensor) -> Tensor:
         inside = (-2 * log_sigma >= self.logsnr_min) & (-2 * log_sigma <= self.logsnr_max)
         return inside * (2 / (self.logsnr_max - self.logsnr_min))
+
+
+# draws that each bin has before losses decide
+LEAST = 10
+NOTHING_SEEN: Any = attrs.Factory(
+    lambda self: torch.zeros(max(self.bins, 0), dtype=torch.float64), takes_self=True
+)
+
+
+@attrs.frozen(eq=False)
+class LossAwareTime(ByQuantile):
+    """t in proportion to the loss there, importance-weighted back: the loss stays that of uniform t.
+
+    [0, 1] is cut into `bins`; each keeps a running mean of the squared losses of its rows, which forgets by
+    `decay` a step. A bin is drawn in proportion to the root of its mean, and a share `floor` of all draws is
+    uniform; while a bin has had fewer than 10 draws, all are. Rows are weighted by 1 / `density(t)`, which is
+    1 / floor at most, so that losses, in the log and for the gradient, have the mean that they have with
+    `UniformTime`, and less noise. *Improved DDPM*, arXiv 2102.09672, section 3.3, with bins and a floor.
+
+    The loss of a row is the weighted sum of its levels', as it is trained.
+    """
+
+    stratified: bool = False
+    bins: int = 64
+    floor: float = 0.1
+    decay: float = 0.99
+    mean: Tensor = attrs.field(init=False, repr=False, default=NOTHING_SEEN)
+    weight: Tensor = attrs.field(init=False, repr=False, default=NOTHING_SEEN)
+    draws: Tensor = attrs.field(init=False, repr=False, default=NOTHING_SEEN)
+
+    def __attrs_post_init__(self) -> None:
+        if not (self.bins >= 1 and 0 < self.floor <= 1 and 0 <= self.decay < 1):
+            raise ValueError(
+                "expected bins >= 1, 0 < floor <= 1 and 0 <= decay < 1, got "
+                f"bins={self.bins}, floor={self.floor}, decay={self.decay}"
+            )
+
+    def masses(self) -> Tensor:
+        """The share of draws that each bin has, (bins,)."""
+        size = self.mean.sqrt()
+        even = torch.full_like(size, 1 / self.bins)
+        if self.draws.min() < LEAST or not size.sum() > 0:
+            return even
+        return (1 - self.floor) * size / size.sum() + self.floor * even
+
+    def bin_of(self, t: Tensor) -> Tensor:
+        return (t * self.bins).long().clamp(0, self.bins - 1)
+
+    def quantile(self, share: Tensor) -> Tensor:
+        masses = self.masses()
+        above = masses.cumsum(0)
+        found = torch.searchsorted(above, share).clamp(max=self.bins - 1)
+        inside = 1 - (above[found] - share) / masses[found]
+        return ((found + inside) / self.bins).clamp(0, 1)
+
+    def density(self, t: Tensor) -> Tensor:
+        return (self.bins * self.masses())[self.bin_of(t)]
+
+    def importance(self, t: Tensor) -> Tensor:
+        return 1 / self.density(t)
+
+    def tally(self, t: Tensor, losses: Tensor) -> Tensor:
+        """Sums of squared losses and numbers of draws, (2, bins); on the device of `losses`."""
+        told = torch.stack([losses.double() ** 2, torch.ones_like(losses, dtype=torch.float64)])
+        return told.new_zeros(2, self.bins).index_add_(1, self.bin_of(t), told)
+
+    def observe(self, tally: Tensor) -> None:
+        squares, draws = tally.cpu()
+        self.draws.add_(draws)
+        self.weight.mul_(self.decay).add_(draws)
+        # a bin without draws keeps its mean
+        share = draws / self.weight.clamp(min=1e-300)
+        self.mean.lerp_(squares / draws.clamp(min=1), share)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was seen; the tensors themselves."""
+        return {"mean": self.mean, "weight": self.weight, "draws": self.draws}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what was seen. ValueError where it is of other bins."""
+        mine = self.state_dict()
+        if state.keys() != mine.keys() or any(x.shape != (self.bins,) for x in state.values()):
+            came = ", ".join(f"{name} {tuple(x.shape)}" for name, x in state.items())
+            raise ValueError(f"expected {', '.join(mine)} of {self.bins} bins, got {came}")
+        for name, value in mine.items():
+            value.copy_(state[name])
 
 
 def normal_density(x: Tensor, mean: float, std: float) -> Tensor:

@@ -7,11 +7,22 @@ from typing import Protocol, runtime_checkable
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdmkit.targets import SPACES
 
-__all__ = ["P2", "EDMWeight", "MinSNR", "SigmoidWeight", "SoftMinSNR", "Uniform", "Weighting", "weight_in"]
+__all__ = [
+    "P2",
+    "EDMWeight",
+    "Learned",
+    "MinSNR",
+    "SigmoidWeight",
+    "SoftMinSNR",
+    "Uncertainty",
+    "Uniform",
+    "Weighting",
+    "weight_in",
+]
 
 
 @runtime_checkable
@@ -153,6 +164,68 @@ class P2:
 
     def weight(self, logsnr: Tensor) -> Tensor:
         return (self.k + logsnr.exp()) ** -self.gamma
+
+
+@attrs.frozen
+class Learned:
+    """Weights that are learned with the network: loss / e^u + u, with u(logsnr) a head for each level.
+
+    For each noise level e^u comes to the mean loss there, so that all noise levels count alike, in whichever
+    space the loss is taken: the constant is 1 / E[loss] in each. `heads` makes what learns; `weight` is that
+    of the loss before anything is learned. *EDM2*, arXiv 2312.02696.
+    """
+
+    channels: int = 128
+
+    def __attrs_post_init__(self) -> None:
+        check_positive(channels=self.channels)
+
+    @property
+    def space(self) -> None:
+        return None
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        return torch.ones_like(logsnr)
+
+    def heads(self, levels: int) -> Uncertainty:
+        """A head for each level; u is 0 everywhere at the start."""
+        return Uncertainty(levels, channels=self.channels)
+
+
+class Uncertainty(nn.Module):
+    """u of each level: one linear layer over Fourier features sqrt(2) cos(2 pi (f c + phase)).
+
+    c = ln(sigma_edm) / 4 = -logsnr / 8, EDM's c_noise, of the level's own logsnr. The frequencies f are
+    spread as a standard normal, the phases over a turn, as in EDM2; both by a rule, so that nothing is drawn.
+    A level more leaves the heads of the others as they are.
+    """
+
+    def __init__(self, levels: int, *, channels: int = 128) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(Head(channels) for _ in range(levels))
+        order = torch.arange(channels, dtype=torch.float64)
+        frequencies = torch.special.ndtri((order + 0.5) / channels)
+        phases = (order * (math.sqrt(5) - 1) / 2) % 1  # golden ratio: even at any number of channels
+        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self.register_buffer("phases", phases.float(), persistent=False)
+
+    def forward(self, logsnr: Tensor, level: int) -> Tensor:
+        """u at these noise levels (B,) of a level, float32."""
+        noise = -logsnr.float() / 8
+        angle = noise[:, None] * self.get_buffer("frequencies") + self.get_buffer("phases")
+        return self.levels[level](math.sqrt(2) * torch.cos(2 * math.pi * angle))
+
+
+class Head(nn.Module):
+    """A linear layer to one number, at zero; its weight is a vector, which weight decay leaves alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight / math.sqrt(len(self.weight)) + self.bias
 
 
 def check_positive(**settings: float) -> None:

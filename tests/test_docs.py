@@ -130,6 +130,8 @@ def laid_over(whole: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     for name, value in part.items():
         both = isinstance(value, dict) and isinstance(made.get(name), dict)
         made[name] = made[name] | value if both and "use" not in value else value
+    if "stages" in part.get("growth", {}):  # steps and batch stand there
+        made["train"] = {key: value for key, value in made["train"].items() if key not in ("steps", "batch")}
     return made
 
 

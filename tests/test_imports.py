@@ -40,7 +40,8 @@ LEVELS = {
     "interop": 4,
 }
 BESIDE = {"recipe", "plugins", "builtin", "testing"}  # they name components by string only
-ABOVE = {"assemble", "model_folder", "diffusers_pipeline", "start", "cli", "__main__"}  # they see both sides
+# they see both sides
+ABOVE = {"assemble", "model_folder", "diffusers_pipeline", "start", "weak_model", "cli", "__main__"}
 NOT_IN_COMPONENTS = {"pluggy", "cattrs", "tomli", "tomli_w", "typer"}
 
 

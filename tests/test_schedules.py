@@ -20,6 +20,7 @@ from mdmkit.schedules import (
     Cosine,
     CosineLogSNR,
     Interpolated,
+    Laplace,
     LinearFlow,
     NoiseSchedule,
     Shifted,
@@ -45,6 +46,8 @@ ALL = {
     "edm narrow": EDM(sigma_min=0.01, sigma_max=10.0, rho=1.0),
     "interpolated": Interpolated(),
     "interpolated wide": Interpolated(low=0.1, high=2.0),
+    "laplace": Laplace(),
+    "laplace wide": Laplace(mean=-2.0, scale=2.0),
     "zero_terminal": ZeroTerminal(),
     "zero_terminal cosine_logsnr": ZeroTerminal(CosineLogSNR(form="continuous")),
     "linear_flow": LinearFlow(),
@@ -272,3 +275,17 @@ def test_the_time_of_a_logsnr_is_found_again(schedule: NoiseSchedule, t: float):
     torch.testing.assert_close(schedule.logsnr(found), asked, rtol=1e-9, atol=1e-9)
     ends = time_at(schedule, torch.tensor([LOGSNR_LIMIT + 1, -LOGSNR_LIMIT - 1], dtype=torch.float64))
     assert ends.tolist() == [0, 1]
+
+
+@given(mean=st.floats(-3, 3), scale=st.floats(0.1, 2), t=st.floats(1e-4, 1 - 1e-4))
+def test_uniform_times_have_the_laplace_density_over_logsnr(mean: float, scale: float, t: float):
+    logsnr = Laplace(mean=mean, scale=scale).logsnr(torch.tensor(t, dtype=torch.float64))
+    where, width = torch.tensor([mean, scale], dtype=torch.float64)
+    density = torch.distributions.Laplace(where, width)
+    assert density.cdf(logsnr).item() == pytest.approx(1 - t, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"scale": math.nan}, {"mean": 20.0}, {"mean": math.nan}])
+def test_a_density_that_is_none_or_out_of_reach_is_refused(wrong: dict[str, float]):
+    with pytest.raises(ValueError, match=r"expected scale > 0 and mean between -20 and 20, got scale="):
+        Laplace(**wrong)

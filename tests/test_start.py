@@ -275,3 +275,28 @@ def test_what_does_not_fit_leaves_no_run_folder(tmp_path: Path) -> None:
     folder = model_of(1, tmp_path / "model")
     done = tiny.here("check", "--build", recipe, "--set", f'run.start="{folder}"')
     assert done.out.splitlines()[-1].startswith(f"  starts from {folder} (model): level 0 loaded (")
+
+
+def test_levels_that_are_shown_their_estimates_from_now_on_start_as_they_were(tmp_path: Path) -> None:
+    folder = model_of(2, tmp_path / "model")
+    text = TWO.replace("norm_groups = 4", "norm_groups = 4\nself_conditioning = true")
+    shown = loads(text, (), REGISTRY)
+    found = start.find(shown, REGISTRY, str(folder))
+    (old, _), (new, _) = fresh(recipe_of(2), torch.float64), fresh(shown, torch.float64)
+    for nest in (old, new):
+        found.copy_into(dict(nest.named_parameters()))
+    z, t = told(shown)
+    words = {"cond": torch.randn(2, 5, 16, dtype=torch.float64)}
+    said = new(z, t, previous=z, **words)
+    assert all(torch.equal(a, b) for a, b in zip(said, old(z, t, **words), strict=True))
+    # the other way round something would be lost
+    shown_folder = tmp_path / "shown"
+    weights = dict(trained_parameters(*fresh(shown)))
+    model_folder.write(shown_folder, shown, weights, {})
+    with pytest.raises(WrongInput, match=r"levels\[0\].self_conditioning: it has True, the recipe asks for"):
+        start.find(recipe_of(2), REGISTRY, str(shown_folder))
+    # and a folder that says that it has them has them
+    del weights["levels.1.conv_self.weight"]
+    model_folder.write(tmp_path / "torn", shown, weights, {})
+    with pytest.raises(WrongInput, match=r"levels.1.conv_self.weight: it has nothing"):
+        start.find(shown, REGISTRY, str(tmp_path / "torn"))

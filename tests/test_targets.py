@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from mdmkit.pyramid import pool
 from mdmkit.schedules import DDPM, Cosine
-from mdmkit.targets import SPACES, convert, from_x0_eps, huber, mse, to_eps, to_x0
+from mdmkit.targets import SPACES, convert, from_x0_eps, huber, mse, multiscale, to_eps, to_x0
 from tests.golden import golden_case
 
 scales = st.floats(1e-3, 5.0)
@@ -91,6 +92,42 @@ def test_huber_is_squared_near_zero_and_straight_far_away():
     torch.testing.assert_close(far.grad, torch.tensor([0.2, -0.2, 0.2]), rtol=1e-3, atol=0)
     with pytest.raises(ValueError, match=r"expected delta > 0, got 0.0"):
         huber(near, zero, delta=0.0)
+
+
+def test_scales_count_d_over_s_with_their_own_means():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 2, 3, 8, 12, generator=generator, dtype=torch.float64)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for side, weight in ((8, 1.0), (4, 2.0), (2, 4.0)):
+        small = pool(a - b, (side, side * 12 // 8))
+        expected += weight * small.square().flatten(1).mean(1)
+    got = multiscale(a, b, smallest=2)
+    assert got.shape == a.shape
+    torch.testing.assert_close(got.flatten(1).mean(1), expected)
+    # 1 x 1.5 is no size; a smallest side above half of the picture's leaves the picture alone
+    torch.testing.assert_close(multiscale(a, b, smallest=1), got)
+    torch.testing.assert_close(multiscale(a, b, smallest=5), mse(a, b))
+    # the paper's 1 / s is this over d
+    flat = multiscale(a, b, smallest=2, power=0.0).flatten(1).mean(1)
+    whole, half, quarter = (pool(a - b, (s, s * 3 // 2)).square().flatten(1).mean(1) for s in (8, 4, 2))
+    torch.testing.assert_close(flat, whole + half + quarter)
+    torch.testing.assert_close(got.flatten(1).mean(1) / 8, whole / 8 + half / 4 + quarter / 2)
+    clips = a.unsqueeze(2).expand(-1, -1, 4, -1, -1)
+    still = multiscale(clips, torch.zeros_like(clips), smallest=2)
+    torch.testing.assert_close(still[:, :, 1], multiscale(a, torch.zeros_like(a), smallest=2))
+    with pytest.raises(ValueError, match="expected smallest >= 1"):
+        multiscale(a, b, smallest=0)
+
+
+@given(source=st.sampled_from(SPACES), target=st.sampled_from(SPACES), seed=st.integers(0, 99))
+def test_all_scales_change_by_one_factor_from_space_to_space(source: str, target: str, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    z, one, other = torch.randn(3, 1, 3, 8, 8, generator=generator, dtype=torch.float64)
+    alpha, sigma = 0.6, 0.9
+    moved = [convert(x, z, alpha, sigma, source, target) for x in (one, other)]
+    by_pixel = mse(*moved).mean() / mse(one, other).mean()
+    by_scale = multiscale(*moved, smallest=1).mean() / multiscale(one, other, smallest=1).mean()
+    torch.testing.assert_close(by_scale, by_pixel)
 
 
 @pytest.mark.golden

@@ -17,6 +17,7 @@ from mdmkit.times import (
     ByQuantile,
     LogitNormalTime,
     LogNormalTime,
+    LossAwareTime,
     TimeSampler,
     UniformLogSNR,
     UniformTime,
@@ -31,7 +32,18 @@ SCHEDULES: dict[str, NoiseSchedule] = {
     "ddpm": DDPM(),
     "linear_flow": LinearFlow(),
 }
+
+
+def taught(**how: Any) -> LossAwareTime:
+    """A sampler that has seen losses that rise steeply with t, in bins that are no power of two."""
+    sampler = LossAwareTime(bins=12, **how)
+    t = (torch.arange(12 * 10, dtype=wide) + 0.5) / 120
+    sampler.observe(sampler.tally(t, t**3))
+    return sampler
+
+
 SAMPLERS: dict[str, Any] = {
+    "loss_aware": taught,
     "uniform": UniformTime,
     "logit_normal": lambda **how: LogitNormalTime(mean=0.4, std=0.8, **how),
     "lognormal": lambda **how: LogNormalTime(**{"schedule": Cosine(), **how}),
@@ -212,3 +224,52 @@ def test_stratified_draws_have_one_in_each_part(make: Any, seed: int, batch: int
 def test_stratified_positions_must_be_in_the_batch():
     with pytest.raises(ValueError, match=r"expected positions in a batch of 4, got 0 \.\. 4"):
         UniformTime(stratified=True).draw(0, 0, [0, 4], 4)
+
+
+def test_times_follow_the_root_of_the_mean_squared_loss_above_a_floor():
+    sampler = LossAwareTime(bins=4, floor=0.2, decay=0.5)
+    middle = torch.tensor([0.125, 0.375, 0.625, 0.875], dtype=wide)
+    assert (sampler.density(middle) == 1).all(), "uniform before anything is seen"
+    t = middle.repeat(10)
+    losses = torch.tensor([1.0, 2.0, 2.0, 3.0]).repeat(10)
+    sampler.observe(sampler.tally(t[:-1], losses[:-1]))
+    assert (sampler.density(middle) == 1).all(), "one bin has had 9 draws"
+    sampler.observe(sampler.tally(t[-1:], losses[-1:]))
+    torch.testing.assert_close(sampler.masses(), 0.8 * torch.tensor([1, 2, 2, 3.0], dtype=wide) / 8 + 0.05)
+    torch.testing.assert_close(sampler.importance(middle), 0.25 / sampler.masses())
+    assert float(sampler.importance(middle).max()) <= 1 / 0.2
+    # squares are averaged, and ten draws at weight 2 ** -2 meet 5 new ones; the other bins stay
+    before = sampler.masses()
+    sampler.observe(sampler.tally(middle[:1].repeat(5), torch.full((5,), 4.0)))
+    size = ((10 / 4 * 1 + 5 * 16) / (10 / 4 + 5)) ** 0.5
+    expected = torch.tensor([size, 2, 2, 3], dtype=wide)
+    torch.testing.assert_close(sampler.masses(), 0.8 * expected / expected.sum() + 0.05)
+    assert not torch.equal(before, sampler.masses())
+
+
+def test_weighted_back_the_loss_is_that_of_uniform_times_with_less_noise():
+    def loss(t: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-8 * t)
+
+    sampler, n = LossAwareTime(bins=32), 512
+    for step in range(40):
+        t = sampler.draw(0, step, range(n), n)
+        sampler.observe(sampler.tally(t, loss(t)))
+    aware, uniform = [], []
+    for step in range(40, 140):
+        t = sampler.draw(0, step, range(n), n)
+        aware.append(float((loss(t) * sampler.importance(t)).mean()))
+        uniform.append(float(loss(UniformTime().draw(0, step, range(n), n)).mean()))
+    true = (1 - math.exp(-8)) / 8
+    assert np.mean(aware) == pytest.approx(true, abs=float(4 * np.std(uniform) / 10))
+    assert np.std(aware) < np.std(uniform) / 3
+
+
+def test_what_was_seen_comes_back_and_only_of_the_same_bins():
+    first, second = taught(), LossAwareTime(bins=12)
+    second.load_state_dict({name: x.clone() for name, x in first.state_dict().items()})
+    torch.testing.assert_close(second.draw(0, 1, range(9), 9), first.draw(0, 1, range(9), 9), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"^expected mean, weight, draws of 4 bins, got mean \(12,\)"):
+        LossAwareTime(bins=4).load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="expected bins >= 1, 0 < floor <= 1 and 0 <= decay < 1, got bins=4"):
+        LossAwareTime(bins=4, floor=0.0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from mdmkit.targets import SPACES, convert
 from mdmkit.weighting import (
     P2,
     EDMWeight,
+    Learned,
     MinSNR,
     SigmoidWeight,
     SoftMinSNR,
@@ -138,3 +140,50 @@ def test_weights_that_are_one(b: float):
 def test_wrong_settings_of_a_weight_say_what_was_expected(make: Any, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_learned_weights_are_one_linear_layer_over_fourier_features_of_each_levels_noise():
+    heads = Learned(channels=5).heads(2)
+    logsnr = torch.tensor([-6.0, 0.0, 2.5])
+    assert {name for name, _ in heads.named_parameters()} == {
+        "levels.0.weight",
+        "levels.0.bias",
+        "levels.1.weight",
+        "levels.1.bias",
+    }
+    assert heads.state_dict().keys() == dict(heads.named_parameters()).keys()
+    assert not heads(logsnr, 0).any(), "the plain loss at the start"
+    with torch.no_grad():
+        for p in heads.parameters():
+            p.copy_(torch.linspace(0.5, 1.5, p.numel()))
+    weight = torch.linspace(0.5, 1.5, 5).tolist()
+    for at, u in zip(logsnr.tolist(), heads(logsnr, 1).tolist(), strict=True):
+        expected = 0.5
+        for k in range(5):
+            f = NormalDist().inv_cdf((k + 0.5) / 5)
+            phase = k * (math.sqrt(5) - 1) / 2
+            expected += (
+                weight[k] * math.sqrt(2) * math.cos(2 * math.pi * (f * -at / 8 + phase)) / math.sqrt(5)
+            )
+        assert u == pytest.approx(expected, abs=1e-5)
+    with torch.no_grad():
+        heads.get_submodule("levels.0").get_parameter("bias").zero_()
+    assert not torch.allclose(heads(logsnr, 0), heads(logsnr, 1))
+    # a level more is appended
+    more = Learned(channels=5).heads(3)
+    assert heads.state_dict().keys() < more.state_dict().keys()
+
+
+def test_learned_weights_come_to_one_over_the_mean_loss():
+    torch.manual_seed(0)
+    heads = Learned(channels=64).heads(1)
+    optimizer = torch.optim.Adam(heads.parameters(), lr=0.02)
+    for _ in range(600):
+        logsnr = 8 * torch.rand(256) - 4
+        loss = torch.exp(logsnr / 2 - 1) * torch.empty(256).exponential_()
+        u = heads(logsnr, 0)
+        (loss * torch.exp(-u) + u).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    at = torch.linspace(-3.5, 3.5, 15)
+    assert (heads(at, 0).detach() - (at / 2 - 1)).abs().max() < 0.25

@@ -17,6 +17,7 @@ __all__ = ["COMPONENTS", "SDPA", "ResNet", "UNetCore", "UNetShell"]
 Found = Iterator[tuple[str, str]]
 # of the attention over time
 HEAD_DIM = 32
+SELF = "it is shown its own last estimate of the picture"
 
 
 def unet_problems(unet: UNetCore | UNetShell) -> Found:
@@ -199,6 +200,7 @@ class UNetCore:
         None, "numbers about a picture and their defaults, such as scale, its side"
     )
     output_limit: float | None = opt(None, "predictions are squeezed into +-this by tanh", gt=0.0)
+    self_conditioning: bool = opt(False, SELF)
     block: Use = slot("block", "resnet", "the residual block")
 
     def problems(self) -> Found:
@@ -255,6 +257,7 @@ class UNetShell:
         0, "layers over the frames behind each residual block of a stage, in layout grid", ge=0
     )
     rotary: bool = opt(False, "attention over the frames knows their order")
+    self_conditioning: bool = opt(False, SELF)
     block: Use = slot("block", "resnet", "the residual block")
 
     def problems(self) -> Found:

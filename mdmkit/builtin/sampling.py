@@ -187,6 +187,17 @@ class APG:
 
 
 @attrs.frozen
+class Auto:
+    """Autoguidance: leads away from a weaker model, such as an earlier checkpoint or growth stage."""
+
+    weak: str = opt(help="a checkpoint, a run folder or a model folder, of the same pictures and noise")
+    scale: float | tuple[float, ...] = opt(2.0, f"1: no guidance; {SCALE_HELP}", ge=0.0)
+    weights: str | None = opt(
+        None, "ema (averaged) or model (as trained); averaged where there are both", choices=("ema", "model")
+    )
+
+
+@attrs.frozen
 class Rescale:
     """Behind another guidance: brings the contrast back towards that of the conditional answer."""
 
@@ -264,6 +275,7 @@ COMPONENTS: list[Component] = [
     Component("guidance", "cfgpp", CFGPP, "mdmkit.sampling.guidance:CFGPP"),
     Component("guidance", "cfg_zero", CFGZero, "mdmkit.sampling.guidance:CFGZero"),
     Component("guidance", "apg", APG, "mdmkit.sampling.guidance:APG"),
+    Component("guidance", "auto", Auto, "mdmkit.sampling.auto:AutoFolder"),
     Component("guidance", "rescale", Rescale, "mdmkit.sampling.guidance:Rescale"),
     Component("guidance", "interval", Interval, "mdmkit.sampling.guidance:Interval"),
     Component("threshold", "none", NoThreshold, "mdmkit.sampling.threshold:none"),

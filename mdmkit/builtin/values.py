@@ -73,6 +73,14 @@ class Interpolated:
 
 
 @attrs.frozen
+class Laplace:
+    """Laplace's density over logsnr: most times near one noise level."""
+
+    mean: float = opt(0.0, "logsnr at t = 0.5, where the density is highest", gt=-20.0, lt=20.0)
+    scale: float = opt(0.5, "width of the density, in logsnr", gt=0.0)
+
+
+@attrs.frozen
 class ZeroTerminal:
     """Another schedule, stretched to leave no signal at t = 1."""
 
@@ -132,6 +140,13 @@ class P2:
 
 
 @attrs.frozen
+class Learned:
+    """loss / e^u + u, with u learned over noise levels at each level: all noise levels count alike."""
+
+    channels: int = opt(128, "Fourier features of the noise level", ge=1)
+
+
+@attrs.frozen
 class UniformTime:
     """Uniform t."""
 
@@ -166,6 +181,16 @@ class UniformLogSNR:
 
 
 @attrs.frozen
+class LossAwareTime:
+    """t in proportion to the loss seen there, weighted back: the loss of uniform t with less noise."""
+
+    stratified: bool = opt(False, STRATIFIED)
+    bins: int = opt(64, "parts of the times, each with a loss of its own", ge=1)
+    floor: float = opt(0.1, "share of the draws that stays uniform", gt=0.0, le=1.0)
+    decay: float = opt(0.99, "what a step leaves of the weight of losses seen before", ge=0.0, lt=1.0)
+
+
+@attrs.frozen
 class MSE:
     """Squared difference."""
 
@@ -178,17 +203,11 @@ class Huber:
 
 
 @attrs.frozen
-class All:
-    """Every row trains every level."""
+class MultiScale:
+    """Squared difference at the level's own scale, its half, its quarter, ...; for a model of one level."""
 
-
-@attrs.frozen
-class Mixed:
-    """A fixed part of each batch stops at each level."""
-
-    shares: tuple[float, ...] = opt(
-        help="for each level, low to high, the part of the rows that stop there", ge=0.0
-    )
+    smallest: int = opt(32, "the shorter side of the smallest scale, at least", ge=1)
+    power: float = opt(1.0, "a scale of side s counts (side / s) to this power")
 
 
 COMPONENTS: list[Component] = [
@@ -198,6 +217,7 @@ COMPONENTS: list[Component] = [
     Component("noise_schedule", "sigmoid", Sigmoid, "mdmkit.schedules:Sigmoid"),
     Component("noise_schedule", "edm", EDM, "mdmkit.schedules:EDM"),
     Component("noise_schedule", "interpolated", Interpolated, "mdmkit.schedules:Interpolated"),
+    Component("noise_schedule", "laplace", Laplace, "mdmkit.schedules:Laplace"),
     Component("noise_schedule", "zero_terminal", ZeroTerminal, "mdmkit.schedules:ZeroTerminal"),
     Component("noise_schedule", "linear_flow", LinearFlow, "mdmkit.schedules:LinearFlow"),
     Component("weighting", "uniform", Uniform, "mdmkit.weighting:Uniform"),
@@ -206,12 +226,13 @@ COMPONENTS: list[Component] = [
     Component("weighting", "sigmoid", SigmoidWeight, "mdmkit.weighting:SigmoidWeight"),
     Component("weighting", "edm", EDMWeight, "mdmkit.weighting:EDMWeight"),
     Component("weighting", "p2", P2, "mdmkit.weighting:P2"),
+    Component("weighting", "learned", Learned, "mdmkit.weighting:Learned"),
     Component("time_sampler", "uniform", UniformTime, "mdmkit.times:UniformTime"),
     Component("time_sampler", "logit_normal", LogitNormalTime, "mdmkit.times:LogitNormalTime"),
     Component("time_sampler", "lognormal", LogNormalTime, "mdmkit.times:LogNormalTime"),
     Component("time_sampler", "uniform_logsnr", UniformLogSNR, "mdmkit.times:UniformLogSNR"),
+    Component("time_sampler", "loss_aware", LossAwareTime, "mdmkit.times:LossAwareTime"),
     Component("loss", "mse", MSE, "mdmkit.targets:mse"),
     Component("loss", "huber", Huber, "mdmkit.targets:huber"),
-    Component("resolution_sampler", "all", All, "mdmkit.resolutions:All"),
-    Component("resolution_sampler", "mixed", Mixed, "mdmkit.resolutions:Mixed"),
+    Component("loss", "multiscale", MultiScale, "mdmkit.targets:multiscale"),
 ]

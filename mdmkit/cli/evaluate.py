@@ -1,4 +1,4 @@
-"""`mdmkit evaluate`: what a model's metrics say of pictures drawn for captions of its data."""
+"""`mdmkit evaluate`: what metrics say of pictures that a model draws, or of the model on its data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def command(
         list[str] | None, typer.Option(help="a metric; may be given often; the recipe's where not given")
     ] = None,
     count: Annotated[
-        int | None, typer.Option(help="pictures to draw; the recipe's evaluate.count where not given")
+        int | None, typer.Option(help="pictures; the recipe's evaluate.count where not given")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="of the pictures, other than the grids'; the recipe's where not given")
@@ -38,7 +38,7 @@ def command(
     weights: Weights = None,
     allow_pipe: AllowPipe = False,
 ) -> None:
-    """Draw pictures for captions of the recipe's data and measure them; numbers by name on stdout."""
+    """Measure pictures drawn for captions of the recipe's data, or the model on data; numbers by name."""
     from mdmkit import assemble
     from mdmkit.model_folder import load
     from mdmkit.recipe import load as load_recipe
@@ -46,7 +46,7 @@ def command(
     from mdmkit.train.memory import one_line_memory_errors
     from mdmkit.train.parallel import pick_device
 
-    from .run_pictures import captions_of, measure, reads_prompts, said, save_metrics
+    from .run_pictures import draws, measure, reads_prompts, said, save_metrics
 
     if allow_pipe:
         os.environ["MDMKIT_ALLOW_PIPE"] = "1"
@@ -67,13 +67,14 @@ def command(
     device = pick_device(recipe.run.device)
     advice = "lower sample.batch, or draw fewer pictures (--count)"
     with one_line_disk_errors(out or folder), one_line_memory_errors(advice):
-        captions = captions_of(assemble.dataset(recipe, registry), recipe.evaluate.count)
+        dataset = assemble.dataset(recipe, registry)  # first: what is wrong with files is known soonest
         nest, text = load(folder, recipe, registry, device=device, weights=weights)
-        if not reads_prompts(text):
+        metrics = assemble.metrics(recipe, registry, device=device)
+        if not reads_prompts(text) and any(map(draws, metrics.values())):
             raise WrongInput(
                 "evaluate: text features are packed and text.encoder names no encoder for captions"
             )
-        results = measure(recipe, registry, nest, text, captions, device)
+        results = measure(recipe, registry, metrics, nest, text, dataset, device)
         if out is not None:
             save_metrics(out, results)
     print(said(results))

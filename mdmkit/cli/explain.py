@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Annotated
 
 import attrs
@@ -13,20 +14,31 @@ from mdmkit.plugins import KINDS, Registry
 from mdmkit.recipe.describe import default_text, field_type, locate, value_text
 from mdmkit.recipe.load import Document, read, structure
 from mdmkit.recipe.options import Use
-from mdmkit.recipe.problems import Path, format_path, parse_path, unknown
+from mdmkit.recipe.problems import Path as KeyPath
+from mdmkit.recipe.problems import format_path, parse_path, unknown
 from mdmkit.recipe.structure import fields
 
+from .open_model import Weights
 from .options import AllowPipe, Plugins, Sets, open_registry
 
 
 def command(
     what: Annotated[str, typer.Argument(metavar="KIND/NAME|RECIPE:PATH", help="E.g. noise_schedule/cosine, "
-                                        "or recipe.toml:train.clip.", show_default=False)],
+                                        "or recipe.toml:train.clip. With --plot a recipe, a run or a model.",
+                                        show_default=False)],
     sets: Sets,
     plugins: Plugins,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw a recipe's noise by level, of a run "
+                                              "or model also its loss and what it knows when.")] = None,
+    count: Annotated[int, typer.Option(help="Pictures of the data for --plot of a model.")] = 32,
+    weights: Weights = None,
     allow_pipe: AllowPipe = False,
 ) -> None:  # fmt: skip
-    """Explain a component, or a key of a recipe and where its value comes from."""
+    """Explain a component, or a key of a recipe and where its value comes from; or plot."""
+    if plot is not None:
+        from .explain_plot import plot as draw
+
+        return draw(what, plot, sets, plugins, count=count, weights=weights, allow_pipe=allow_pipe)
     registry = open_registry(plugins)
     kind, slash, name = what.partition("/")
     source, colon, path = what.rpartition(":")
@@ -74,7 +86,7 @@ def settings_rows(cls: type) -> list[str]:
             for row in cells]  # fmt: skip
 
 
-def value_report(document: Document, path: Path, registry: Registry, *, allow_pipe: bool = False) -> str:
+def value_report(document: Document, path: KeyPath, registry: Registry, *, allow_pipe: bool = False) -> str:
     """A key of a recipe: its value, where that comes from, and what the key means."""
     recipe = structure(document, registry, allow_pipe=allow_pipe)
     found = locate(recipe, path)
@@ -94,7 +106,7 @@ def value_report(document: Document, path: Path, registry: Registry, *, allow_pi
     return "\n".join(lines)
 
 
-def origin(document: Document, path: Path) -> str:
+def origin(document: Document, path: KeyPath) -> str:
     """Where a value was said: an override, a line of the file, or nowhere."""
     for override in reversed(document.overrides):
         shared = min(len(override.path), len(path))

@@ -71,10 +71,16 @@ def released_settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
         process = {f.name: getattr(said, f.name) for f in attrs.fields(type(said)) if f.name not in LOSS}
         process["schedule"] = (said.schedule.name, attrs.asdict(said.schedule.settings))
         del process["shift_power_frames"]  # the levels of a released network have their frames in a grid
+        limits = recipe.sample.threshold
+        if isinstance(limits, tuple) and len(set(limits)) == 1:
+            limits = limits[0]
         config, left_out = diffusion_config(
             levels=len(levels),
             output_limit=levels[0].get("output_limit"),
-            threshold=(recipe.sample.threshold.name, attrs.asdict(recipe.sample.threshold.settings)),
+            # the released sampler has one for all levels
+            threshold=("several", {})
+            if isinstance(limits, tuple)
+            else (limits.name, attrs.asdict(limits.settings)),
             shares=getattr(recipe.train.levels.settings, "shares", None),
             **process,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,21 +21,25 @@ RECIPES = "recipe"
 
 def command(
     plugins: Plugins,
-    kind: Annotated[
-        str | None, typer.Argument(help="One kind only, or `recipe`.", show_default=False)
+    kinds: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KIND]...", help="Only these kinds, or `recipe`.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """List the components that are installed, by kind, and the recipes."""
-    if kind is not None and kind not in (*KINDS, RECIPES):
-        raise WrongInput(unknown(f"unknown kind {kind!r}", kind, [*KINDS, RECIPES]))
+    every = [*KINDS, RECIPES]
+    for kind in kinds or ():
+        if kind not in every:
+            raise WrongInput(unknown(f"unknown kind {kind!r}", kind, every))
+    picked = list(dict.fromkeys(kinds or every))
     registry = open_registry(plugins)
-    found = rows(registry, kind)
+    found = rows(registry, picked)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     width = max((len(label(row)) for row in found), default=0)
-    for name in [*KINDS, RECIPES] if kind is None else [kind]:
+    for name in picked:
         of_kind = [row for row in found if row["kind"] == name]
         if of_kind:
             print(f"{name}: {KINDS[name].doc if name in KINDS else 'whole runs, for `run` and `new`'}")
@@ -46,19 +51,20 @@ def label(row: dict[str, Any]) -> str:
     return row["name"] if row.get("version", 1) == 1 else f"{row['name']}@{row['version']}"
 
 
-def rows(registry: Registry, kind: str | None) -> list[dict[str, Any]]:
-    """What is installed, as plain values."""
+def rows(registry: Registry, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """What is installed of these kinds, in their order, as plain values."""
     found: list[dict[str, Any]] = []
-    if kind != RECIPES:
+    for kind in kinds:
+        if kind == RECIPES:
+            for name, path in registry.recipes.items():
+                found.append({"kind": RECIPES, "name": name, "doc": summary(path), "path": str(path)})
+            continue
         for entry in registry.entries(kind):
             c = entry.component
             found.append(
                 {"kind": c.kind, "name": c.name, "version": c.version, "doc": entry.doc, "owner": entry.owner,
                  "target": c.target}
             )  # fmt: skip
-    if kind in (None, RECIPES):
-        for name, path in registry.recipes.items():
-            found.append({"kind": RECIPES, "name": name, "doc": summary(path), "path": str(path)})
     return found
 
 

@@ -120,6 +120,7 @@ def execute(
     sets: Sequence[str] = (),
 ) -> None:
     """The run itself, on this rank."""
+    from mdmkit import assemble
     from mdmkit.recipe.stages import stage_recipe
     from mdmkit.train.folder import Lock, one_line_disk_errors, refuse_taken
     from mdmkit.train.loop import trained_parameters
@@ -149,6 +150,7 @@ def execute(
             refuse_too_large(recipe, registry, device=device, ranks=ranks.size)
             start = start_of(stage_recipe(recipe, registry, 0), folder, registry, resumed=resumed)
             checkpoint = checkpoint_of(folder, recipe, registry, talk=ranks.is_main) if resumed else None
+            assemble.check_guidance(recipe, registry)  # not after hours of training
             stage = stage_run(recipe, registry, checkpoint, device=device)
             if start is not None:
                 start.copy_into(trained_parameters(stage.parts.nest, stage.parts.text))
@@ -231,7 +233,7 @@ def work(
     from mdmkit import assemble
     from mdmkit.train.logs import JSONLines, cut_back
 
-    from .run_pictures import captions_of, grids, measure, reads_prompts, said, save_metrics
+    from .run_pictures import draws, grids, measure, reads_prompts, said, save_metrics
 
     info = RunInfo(folder=folder, recipe=recipe, seed=recipe.run.seed)
     checkpoint = stage.resume
@@ -251,6 +253,9 @@ def work(
             if start is not None:
                 told.event(0, "started_from", start.facts())
                 told.note(str(start))
+            if stage.parts.by_size is not None:
+                told.event(told.step, "pictures_by_size", stage.parts.by_size.facts())
+                told.note(str(stage.parts.by_size))
             told.padding(recipe, stage.parts.nest)
             registry.hook.mdmkit_run_start(run=info)
 
@@ -275,9 +280,13 @@ def work(
             parts = stage.parts
             with ema.swap():
                 grids(recipe, registry, parts, folder, told.step, told, device)
-                if recipe.evaluate.metrics and reads_prompts(parts.text):
-                    captions = captions_of(parts.dataset, recipe.evaluate.count)
-                    results = measure(recipe, registry, parts.nest, parts.text, captions, device)
+                metrics = assemble.metrics(recipe, registry, device=device)
+                if not reads_prompts(parts.text):  # nothing can be drawn, as the log says
+                    metrics = {name: metric for name, metric in metrics.items() if not draws(metric)}
+                if metrics:
+                    results = measure(
+                        recipe, registry, metrics, parts.nest, parts.text, parts.dataset, device
+                    )
                     save_metrics(folder / "metrics.json", results)
                     print(said(results), file=sys.stderr)
             told.event(told.step, "finished", {})

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
+    from mdmkit.sampling.draw import Drawing
 
     from .run_told import Told
 
-__all__ = ["captions_of", "drawn", "grids", "measure", "reads_prompts", "said", "save_metrics"]
+__all__ = ["captions_of", "drawn", "draws", "grids", "measure", "reads_prompts", "said", "save_metrics"]
 
 
 def grids(
@@ -54,14 +55,15 @@ def grids(
 def measure(
     recipe: Recipe,
     registry: Registry,
+    metrics: Mapping[str, Any],
     nest: nn.Module,
     text: Any,
-    captions: Sequence[str],
+    dataset: Any,
     device: torch.device,
 ) -> dict[str, Any]:
-    """What the recipe's metrics say of pictures drawn for captions, by "metric.name".
+    """What metrics say of pictures drawn for the data's captions, or of the network, by "metric.name".
 
-    The pictures are others than those of the grids: their seeds lie a million further on.
+    The pictures drawn are others than those of the grids: their seeds lie a million further on.
 
     Raises:
         MdmkitError: a component refuses, as an encoder a caption, or a metric all of them.
@@ -70,14 +72,19 @@ def measure(
 
     from mdmkit import assemble
 
-    metrics = assemble.metrics(recipe, registry, device=device)
+    shown = [metric for metric in metrics.values() if draws(metric)]
+    captions = captions_of(dataset, recipe.evaluate.count) if shown else []
+    # once: it may load a model that guides
+    drawing = assemble.drawing(recipe, registry, device=device) if shown else None
     seed, batch = recipe.sample.seed + 1_000_000, max(recipe.sample.batch, 64)
     for first in range(0, len(captions), batch):  # not all pictures at once: there may be thousands
         part = list(captions[first : first + batch])
-        pyramids = drawn(recipe, registry, nest, text, part, device, seed=seed + first, batch=batch)
+        told = {"seed": seed + first, "batch": batch, "drawing": drawing}
+        pyramids = drawn(recipe, registry, nest, text, part, device, **told)
         top = torch.stack([pyramid[-1] for pyramid in pyramids])
-        for metric in metrics.values():
+        for metric in shown:
             metric.update(top, part)
+    examine(recipe, registry, [m for m in metrics.values() if not draws(m)], nest, text, dataset, device)
     results: dict[str, Any] = {}
     for name, metric in metrics.items():
         try:
@@ -85,6 +92,46 @@ def measure(
         except ValueError as error:  # as of captions that it cannot judge
             raise MdmkitError(f"metric {name}: {error}") from error
     return results
+
+
+def examine(
+    recipe: Recipe,
+    registry: Registry,
+    metrics: Sequence[Any],
+    nest: nn.Module,
+    text: Any,
+    dataset: Any,
+    device: torch.device,
+) -> None:
+    """Show the network and pictures of the data to the metrics that want them, in training's precision."""
+    if not metrics:
+        return
+    import torch
+
+    from mdmkit import assemble
+    from mdmkit.train.parallel import autocast
+
+    from .data_pictures import data_pictures
+
+    diffusion, training = assemble.diffusion(recipe, registry), nest.training
+    nest.eval()
+    try:
+        with torch.no_grad(), autocast(recipe.run.precision, device):
+            for denoise, pictures, positions in data_pictures(
+                recipe, registry, nest, text, dataset, device,
+                count=recipe.evaluate.count, batch=recipe.sample.batch,
+            ):  # fmt: skip
+                for metric in metrics:
+                    metric.examine(denoise, diffusion, pictures, positions)
+    except ValueError as error:
+        raise MdmkitError(f"evaluate: {error}") from error
+    finally:
+        nest.train(training)
+
+
+def draws(metric: Any) -> bool:
+    """Whether a metric looks at drawn pictures, and not at the network on the data's own."""
+    return hasattr(metric, "update")
 
 
 def save_metrics(path: Path, results: Mapping[str, Any]) -> None:
@@ -112,8 +159,9 @@ def drawn(
     *,
     seed: int,
     batch: int,
+    drawing: Drawing | None = None,
 ) -> list[tuple[torch.Tensor, ...]]:
-    """Pyramids of pictures for captions, in the precision of the training.
+    """Pyramids of pictures for captions, in the precision of the training, as the recipe or `drawing` says.
 
     Raises:
         MdmkitError: a component refuses, as an encoder a caption.
@@ -128,7 +176,7 @@ def drawn(
                 nest,
                 text,
                 assemble.diffusion(recipe, registry),
-                assemble.drawing(recipe, registry),
+                drawing or assemble.drawing(recipe, registry, device=device),
                 resolutions=assemble.resolutions(recipe),
                 captions=captions,
                 negative=recipe.sample.negative_prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -156,12 +157,13 @@ def grown(recipe: Recipe, registry: Registry, folder: Path, *, device: torch.dev
     """The next stage, from the checkpoint that ends the one before it."""
     from mdmkit import model_folder
     from mdmkit.recipe.stages import growth_of
-    from mdmkit.train.loop import trained_parameters
+    from mdmkit.train.loop import beside_the_model, trained_parameters
     from mdmkit.train.state import grow, load, next_stage
 
     ended = load(model_folder.find(folder))
     made = stage_run(recipe, registry, next_stage(ended), device=device)
-    shapes = {name: p.shape for name, p in trained_parameters(made.parts.nest, made.parts.text).items()}
+    trained = trained_parameters(made.parts.nest, made.parts.text) | beside_the_model(made.parts.weighting)
+    shapes = {name: p.shape for name, p in trained.items()}
     assert made.resume is not None
     return attrs.evolve(made, resume=grow(made.resume, shapes, growth_of(recipe, registry).carry))
 
@@ -174,15 +176,20 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
     """
     from mdmkit import assemble
     from mdmkit.recipe.stages import growth_of, stage_recipe
+    from mdmkit.resolutions import some_steps
     from mdmkit.train.loop import reached_rows
     from mdmkit.train.memory import check_fits, training_memory
 
     for index in range(len(growth_of(recipe, registry).stages)):
         here = stage_recipe(recipe, registry, index)
         plan = assemble.plan(here)
-        rows = reached_rows(
-            plan, 0, resolution_sampler=assemble.resolution_sampler(here, registry), ranks=ranks
-        )
+        sampler, first = assemble.resolution_sampler(here, registry), plan.phase.first
+        by_step = [
+            reached_rows(plan, first + step, resolution_sampler=sampler, ranks=ranks)
+            for step in some_steps(here.train.steps)
+        ]
+        # the step that takes most: levels that a step does not reach take no rows
+        rows = tuple(map(max, itertools.zip_longest(*by_step, fillvalue=0)))
         parts = ranks * plan.accumulate
         on_one = tuple(count // parts for count in rows)
         tokens = (getattr(here.text.settings, "max_tokens", None) or 1) if here.text else 0

@@ -13,7 +13,8 @@ from mdmkit.errors import WrongInput
 
 from .open_model import Model, Weights, check_weights, open_model
 from .options import Plugins, Sets
-from .sample_edit import Canvas, Init, Low, Mask, Sources, Strength, ToPrompt, ToSeed
+from .sample_edit import Canvas, Init, Low, Mask, Passes, Sources, Strength, ToPrompt, ToSeed
+from .sample_prompts import Region, WeightedPrompts, check_prompts, regions_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,8 @@ def command(
     negative_prompt: Annotated[
         str | None, typer.Option(help="the text that guidance leads away from; the recipe's where not given")
     ] = None,
+    weighted_prompts: WeightedPrompts = False,
+    region: Region = None,
     features: Annotated[
         Path | None, typer.Option(help="draw for the text features of this safetensors file, no prompts")
     ] = None,
@@ -45,6 +48,7 @@ def command(
     strength: Strength = None,
     mask: Mask = None,
     low: Low = None,
+    passes: Passes = None,
     to_seed: ToSeed = None,
     to_prompt: ToPrompt = None,
     canvas: Canvas = None,
@@ -60,6 +64,7 @@ def command(
     from mdmkit.evaluate.grid import save_grid, save_picture
     from mdmkit.model_folder import load
     from mdmkit.sampling.draw import draw
+    from mdmkit.text import WeightedPrompts as weighing
     from mdmkit.train.folder import free_name, one_line_disk_errors, refuse_full
     from mdmkit.train.memory import one_line_memory_errors
     from mdmkit.train.parallel import autocast, pick_device
@@ -72,7 +77,7 @@ def command(
         raise WrongInput(
             f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'"
         )
-    sources = Sources(init, strength, mask, low, to_seed, to_prompt, canvas)
+    sources = Sources(init, strength, mask, low, to_seed, to_prompt, canvas, passes)
     given = {"sample.steps": steps, "sample.seed": seed}
     overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
     folder, recipe, registry = open_model(model, overrides, plugins, allow_pipe=True)  # no data is read
@@ -90,6 +95,8 @@ def command(
             "--prompt": prompt,
             "--negative-prompt": negative_prompt,
             "--to-prompt": to_prompt,
+            "--weighted-prompts": weighted_prompts or None,
+            "--region": region,
             "--features": features,
         },
     )
@@ -106,6 +113,10 @@ def command(
     captions = sources.captions(prompts, count)
     seeds = sources.seeds(recipe.sample.seed, len(prompts), count)
     negative = recipe.sample.negative_prompt if negative_prompt is None else negative_prompt
+    regions = regions_of(region or (), recipe, sources)
+    if weighted_prompts:
+        more = (negative, *([to_prompt] if to_prompt else ()), *(regions.prompts if regions else ()))
+        check_prompts([*prompts, *more])
     target = out or free_name(model, "drawn")
     refuse_full(target)
     device = pick_device(recipe.run.device)
@@ -127,12 +138,13 @@ def command(
         try:
             with autocast(recipe.run.precision, device):
                 if to_prompt is not None:
-                    conditions = sources.conditions(text, prompts[0], negative, count)
+                    encode = weighing(text) if weighted_prompts else text
+                    conditions = sources.conditions(encode, prompts[0], negative, count)
                 pyramids = draw(
                     nest,
                     text,
                     assemble.diffusion(recipe, registry),
-                    assemble.drawing(recipe, registry),
+                    assemble.drawing(recipe, registry, device=device),
                     resolutions=resolutions,
                     captions=captions,
                     negative=negative,
@@ -142,6 +154,8 @@ def command(
                     start=start,
                     known=known,
                     windows=windows,
+                    regions=regions,
+                    weighted=weighted_prompts,
                     batch=recipe.sample.batch,
                     device=device,
                     noise_device=noise_device,
@@ -173,6 +187,8 @@ def refuse_text(recipe: Recipe, given: Mapping[str, Any]) -> None:
     Raises:
         WrongInput: there is one.
     """
+    from mdmkit.recipe.checks import leads_away
+
     there = [name for name, value in given.items() if value not in (None, [])]
     if there and recipe.text is None:
         raise WrongInput(
@@ -183,9 +199,9 @@ def refuse_text(recipe: Recipe, given: Mapping[str, Any]) -> None:
             f"sample {there[0]}: --features brings the text of every picture, the negative one too; "
             "leave one of the two out"
         )
-    if "--negative-prompt" in there and not recipe.sample.guidance:
+    if "--negative-prompt" in there and not leads_away(recipe.sample):
         raise WrongInput(
-            "sample --negative-prompt: nothing leads away from it, as the recipe has no sample.guidance; "
+            "sample --negative-prompt: nothing leads away from it, as no sample.guidance of the recipe does; "
             "add --set 'sample.guidance=[{use=\"cfg\", scale=5.0}]'"
         )
 
@@ -197,6 +213,7 @@ def conditions_of(file: Path, recipe: Recipe) -> Conditions:
         WrongInput: there are none, or they do not fit the model.
     """
     from mdmkit import assemble
+    from mdmkit.recipe.checks import leads_away
     from mdmkit.sampling.conditions import read
 
     try:
@@ -210,7 +227,7 @@ def conditions_of(file: Path, recipe: Recipe) -> Conditions:
             f"sample --features: {file}: expected features of width {width}, which the model is built for, "
             f"got {conditions.cond.shape[2]}"
         )
-    if recipe.sample.guidance and conditions.uncond is None:
+    if leads_away(recipe.sample) and conditions.uncond is None:
         raise WrongInput(
             f"sample --features: {file}: has no negative_features, which guidance leads away from; add them "
             "(those of the empty prompt), or draw without: --set 'sample.guidance=[]'"

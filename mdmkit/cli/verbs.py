@@ -33,7 +33,7 @@ VERBS: dict[str, Verb] = {
     ),
     "show": Verb("mdmkit.cli.show:command", "the resolved recipe: every default, every version"),
     "list": Verb("mdmkit.cli.list:command", "the components and recipes that are installed"),
-    "explain": Verb("mdmkit.cli.explain:command", "a component's settings, or a key of a recipe"),
+    "explain": Verb("mdmkit.cli.explain:command", "a component's settings, a key of a recipe, or plots"),
     "plugins": Verb(
         "mdmkit.cli.plugins:command", "the plugins that are installed, and what is wrong with them"
     ),

@@ -1,5 +1,6 @@
-"""Measures over drawn pictures, sample grids and the run report."""
+"""Measures over drawn pictures and over the network, sample grids and the run report."""
 
-from .prompt_accuracy import Metric, PromptAccuracy
+from .metric import Metric, ModelMetric, PictureMetric
+from .prompt_accuracy import PromptAccuracy
 
-__all__ = ["Metric", "PromptAccuracy"]
+__all__ = ["Metric", "ModelMetric", "PictureMetric", "PromptAccuracy"]

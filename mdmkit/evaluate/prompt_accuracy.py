@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -20,19 +20,7 @@ from .shapes_reader import read
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Metric", "PromptAccuracy"]
-
-
-class Metric(Protocol):
-    """Accumulates pictures, gives numbers."""
-
-    def update(self, pictures: Tensor, captions: Sequence[str]) -> None:
-        """Takes pictures (B, 3, H, W) in [-1, 1] and the caption of each."""
-        ...
-
-    def result(self) -> dict[str, float]:
-        """The numbers over all pictures so far, by name."""
-        ...
+__all__ = ["PromptAccuracy"]
 
 
 class PromptAccuracy:

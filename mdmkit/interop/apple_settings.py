@@ -128,6 +128,8 @@ def differences(levels: Sequence[Settings], cond_dim: int | None) -> Iterator[st
             yield f"{where}.resolution: [{height}, {width}]; the released sampler draws squares"
         if settings["block"] != "resnet":
             yield f"{where}.block: '{settings['block']}'; the released networks have 'resnet'"
+        if settings.get("self_conditioning"):
+            yield f"{where}.self_conditioning: true; the released networks have none"
         extra = settings["extra_blocks"]
         if extra if isinstance(extra, int) else any(extra):
             yield f"{where}.extra_blocks: {extra}; the released networks have none"

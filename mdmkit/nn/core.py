@@ -18,7 +18,8 @@ class TextPath(nn.Module):
     """Text features to what the network reads: projected, through self-attention layers, and pooled.
 
     cond (B, L, cond_dim), mask (B, L) bool or None. The pooled vector is the mean over the tokens that the
-    mask leaves, zero where it leaves none. Source: Gu et al. 2024 (2310.15111), released networks.
+    mask leaves, zero where it leaves none; weights (B, L) multiply the tokens in it. Source: Gu et al. 2024
+    (2310.15111), released networks.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class TextPath(nn.Module):
         self.layers = nn.ModuleList(TextLayer(width, heads=heads, **where) for _ in range(layers))
         self.pool = None if pooled_dim is None else nn.Linear(width, pooled_dim, bias=False, **where)
 
-    def forward(self, cond: Tensor, mask: Tensor | None, run: Running) -> Text:
+    def forward(
+        self, cond: Tensor, mask: Tensor | None, run: Running, weights: Tensor | None = None
+    ) -> Text:
         x = cond if self.project is None else self.project(cond)
         # released networks that ignore the mask do so in the pooling only where they have layers of their own
         inside = mask if self.masked or not self.layers else None
@@ -49,11 +52,12 @@ class TextPath(nn.Module):
             x = run(layer, x, inside, run.attend)
         pooled = None
         if self.pool is not None:
+            counted = x if weights is None else x * weights[..., None].to(x)
             if inside is None:
-                pooled = x.mean(1)
+                pooled = counted.mean(1)
             else:
                 kept = inside[..., None].to(x.dtype)
-                pooled = (x * kept).sum(1) / kept.sum(1).clamp(min=1)
+                pooled = (counted * kept).sum(1) / kept.sum(1).clamp(min=1)
             pooled = self.pool(pooled)
         return Text(x, mask, pooled)
 
@@ -66,11 +70,13 @@ class UNetCore(UNet):
     int or (height, width) each, 2 where not given. extra_blocks: residual blocks behind those of a stage,
     without skips: what a network that is deepened gains. emb_dim: width of the time embedding, 4 *
     channels[0] where not given. middle: two more residual blocks with attention between them at the lowest
-    stage. ffn: an MLP in each attention layer. cond_width: width that the text is projected to, as it comes where not given;
-    text_layers: self-attention layers over the text; pooled_text: the mean of the text goes into the
+    stage. ffn: an MLP in each attention layer. cond_width: width that the text is projected to, as it
+    comes where not given; text_layers: self-attention layers over the text; pooled_text: the mean of the
+    text goes into the
     embedding; masked_cross_attention: padding is not looked at. micro_conditioning: numbers about the picture
-    and their defaults. output_limit: predictions are squeezed into +-output_limit by tanh. block makes
-    residual blocks.
+    and their defaults. output_limit: predictions are squeezed into +-output_limit by tanh. self_conditioning:
+    it is shown its own last estimate of the picture (Chen et al. 2022, 2208.04202). block makes residual
+    blocks.
 
     cond_dim: width of the text features, None: unconditional. Raises ValueError where the numbers do not fit.
     Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
@@ -96,6 +102,7 @@ class UNetCore(UNet):
         masked_cross_attention: bool = True,
         micro_conditioning: Mapping[str, float] | None = None,
         output_limit: float | None = None,
+        self_conditioning: bool = False,
         block: Callable[..., nn.Module] = ResBlock,
         cond_dim: int | None = None,
         device: torch.device | str | None = None,
@@ -124,6 +131,7 @@ class UNetCore(UNet):
             block=block,
             middle=middle,
             cond_width=width,
+            self_conditioning=self_conditioning,
             device=device,
             dtype=dtype,
         )
@@ -147,9 +155,15 @@ class UNetCore(UNet):
             )
 
     def read(
-        self, cond: Tensor | None, mask: Tensor | None = None, run: Running | None = None
+        self,
+        cond: Tensor | None,
+        mask: Tensor | None = None,
+        run: Running | None = None,
+        weights: Tensor | None = None,
     ) -> Text | None:
         """What every level is told about the text; cond (B, L, cond_dim), mask (B, L) bool, None: no text.
+
+        weights (B, L): how much each token counts in the pooled text.
 
         Raises ValueError where text is given but not expected, expected but not given, or of another width.
         """
@@ -160,7 +174,7 @@ class UNetCore(UNet):
         if cond is None or cond.shape[-1] != self.cond_dim:
             came = "none" if cond is None else f"width {cond.shape[-1]}"
             raise ValueError(f"expected text features of width {self.cond_dim}, got {came}")
-        return self.text(cond, mask, run or Running())
+        return self.text(cond, mask, run or Running(), weights)
 
     def head(self, x: Tensor) -> Tensor:
         prediction, limit = super().head(x), self.output_limit
@@ -174,19 +188,21 @@ class UNetCore(UNet):
         text: Text | None = None,
         micros: Mapping[str, Tensor] | None = None,
         carried: Tensor | None = None,
+        previous: Tensor | None = None,
         run: Running | None = None,
     ) -> tuple[Tensor, Tensor]:
         """z (B, in_channels, H, W), t (B,) in [0, 1] to prediction and features, both at the resolution of z.
 
         text is what `read` gives; carried (b <= B, channels[0], H, W) are features of the shell around, of
-        the first rows. Raises ValueError where the strides do not divide H and W.
+        the first rows; previous, like z, is its own last estimate of x0, zero where there is none. Raises
+        ValueError where the strides do not divide H and W.
         """
         run = run or Running()
         self.check_size(z)
         emb = self.embedding(t, micros)
         if text is not None and text.pooled is not None:
             emb = emb + text.pooled
-        x, skips = self.go_down(z, emb, carried, text, run)
+        x, skips = self.go_down(z, emb, carried, text, run, previous)
         if self.middle is not None:
             seen = self.seen(text)
             for j in range(len(self.middle.blocks)):

@@ -141,7 +141,8 @@ def inputs(
     if cond_dim is not None:
         text["cond"] = torch.empty(rows[0], max(tokens, 1), cond_dim, **made)
         text["cond_mask"] = torch.empty(rows[0], max(tokens, 1), dtype=torch.bool, device="meta")
-    return {"z": z, "t": torch.empty(rows[0], **made), **text}
+    previous = [torch.empty_like(level) for level in z] if nest.self_conditioning else None
+    return {"z": z, "t": torch.empty(rows[0], **made), "previous": previous, **text}
 
 
 class Fused(torch.autograd.Function):

@@ -19,7 +19,8 @@ class Core(Protocol):
     """Level 0 of a nest; it owns the text. `channels[0]` is the width of its features.
 
     cond_width is the width of the text features that it gives to the shells, None where it reads no text;
-    pooled_text: it also gives a vector (B, emb_dim) that is added to every level's embedding.
+    pooled_text: it also gives a vector (B, emb_dim) that is added to every level's embedding. `read` takes
+    weights (B, L) of the tokens behind `run`, where they are given.
     """
 
     channels: tuple[int, ...]
@@ -29,7 +30,9 @@ class Core(Protocol):
     cond_width: int | None
     pooled_text: bool
 
-    def read(self, cond: Tensor | None, mask: Tensor | None, run: Running, /) -> Text | None: ...
+    def read(
+        self, cond: Tensor | None, mask: Tensor | None, run: Running, weights: Tensor | None = None, /
+    ) -> Text | None: ...
 
     def __call__(
         self,
@@ -123,37 +126,48 @@ class NestedUNet(nn.Module):
         micros: Mapping[str, Tensor] | None = None,
         *,
         text: Text | None = None,
+        cond_weights: Tensor | None = None,
+        previous: Sequence[Tensor | None] | None = None,
     ) -> tuple[Tensor, ...]:
         """Predictions of the first len(z) levels, low resolution to high.
 
         z[r] (B_r, 3, H_r, W_r) with B = B_0 >= B_1 >= ...: the first B_r rows of the batch; t (B,) in [0, 1];
         cond (B, L, D), cond_mask (B, L) bool, True: a token; micros: (B,) each. text: what `read` made of
-        cond, in its place. Returns tensors shaped like z.
+        cond, in its place. cond_weights (B, L): see `read`. previous: for levels with self_conditioning,
+        their last estimates of x0, shaped like z, zero for rows without one; None: for no row. Returns
+        tensors shaped like z.
 
         Raises ValueError for more levels than there are, more rows outside than inside, resolutions that do
         not fit the shells' ratios, text of a wrong width, or micro-conditioning that no level reads.
         """
         self._check(z, micros)
+        if previous is not None and len(previous) != len(z):
+            raise ValueError(f"expected an estimate or None for each of {len(z)} levels, got {len(previous)}")
         core, shells = self.parts()
         shells = shells[: len(z) - 1]
         run = Running(self.attend, self.use_checkpoint)
-        if text is None:
+        if text is None and cond_weights is None:
             text = core.read(cond, cond_mask, run)
+        elif text is None:
+            text = self.read(cond, cond_mask, cond_weights)
 
-        def rows(count: int) -> dict:
+        def rows(level: int) -> dict:
+            count = len(z[level])
             few = None if micros is None else {key: value[:count] for key, value in micros.items()}
-            return {"text": None if text is None else text.rows(count), "micros": few, "run": run}
+            told = {"text": None if text is None else text.rows(count), "micros": few, "run": run}
+            if previous is not None and getattr(self.levels[level], "self_conditioning", False):
+                told["previous"] = previous[level]
+            return told
 
         carried: Tensor | None = None
         encoded = []
-        for shell, z_r, gain in reversed(list(zip(shells, z[1:], self.gains, strict=False))):
-            count = len(z_r)
-            encoded.append(shell.encode(z_r, t[:count], carried=carried, **rows(count)))
+        for r, shell in reversed(list(enumerate(shells, 1))):
+            encoded.append(shell.encode(z[r], t[: len(z[r])], carried=carried, **rows(r)))
             carried = encoded[-1].inwards
-            if carried is not None and gain != 1.0:
-                carried = gain * carried
+            if carried is not None and self.gains[r - 1] != 1.0:
+                carried = self.gains[r - 1] * carried
 
-        prediction, features = core(z[0], t, carried=carried, **rows(len(z[0])))
+        prediction, features = core(z[0], t, carried=carried, **rows(0))
         predictions = [prediction]
         for shell, z_r in zip(shells, z[1:], strict=True):
             prediction, features = shell.decode(encoded.pop(), features[: len(z_r)], run)
@@ -164,23 +178,46 @@ class NestedUNet(nn.Module):
             predictions.append(prediction)
         return tuple(predictions)
 
-    def read(self, cond: Tensor | None, cond_mask: Tensor | None = None) -> Text | None:
+    def read(
+        self, cond: Tensor | None, cond_mask: Tensor | None = None, weights: Tensor | None = None
+    ) -> Text | None:
         """What does not change over the steps of sampling: the prepared text, its keys and values.
 
         To be given to `forward` as `text`, for the same rows; the numbers are those of giving it cond.
+
+        weights (B, L): token j counts w_j times: pixels are told `sum_j softmax_j w_j v_j`, and the pooled
+        text is `sum_j w_j x_j` over the number of tokens; where a pixel looks stays as it was. At 1 that is
+        the plain text, bit for bit. *Prompt-to-Prompt*, arXiv 2208.01626, section 3.2 (re-weighting).
+        ValueError where they are not (B, L).
         """
         core, _ = self.parts()
-        text = core.read(cond, cond_mask, Running(self.attend))
+        run = Running(self.attend)
+        if weights is None:
+            text = core.read(cond, cond_mask, run)
+        elif cond is None or weights.shape != cond.shape[:2]:
+            came = "no text" if cond is None else f"text of {tuple(cond.shape[:2])}"
+            raise ValueError(f"expected a weight for each token, got {tuple(weights.shape)} and {came}")
+        else:
+            text = core.read(cond, cond_mask, run, weights)
         if text is None:
             return None
         layers = [module for module in self.modules() if isinstance(module, ImageAttention)]
         known = {layer: layer.keys_values(text.features) for layer in layers}
-        return text._replace(kept={layer: kv for layer, kv in known.items() if kv is not None})
+        kept = {layer: kv for layer, kv in known.items() if kv is not None}
+        if weights is not None:  # of values, so that every attention backend weighs
+            each = weights[:, None, :, None]
+            kept = {layer: (k, v * each.to(v)) for layer, (k, v) in kept.items()}
+        return text._replace(kept=kept)
 
     def parts(self) -> tuple[Core, list[Shell]]:
         """The core and the shells around it."""
         core, *shells = self.levels
         return cast(Core, core), cast("list[Shell]", shells)
+
+    @property
+    def self_conditioning(self) -> bool:
+        """Whether a level is shown its own last estimate."""
+        return any(getattr(level, "self_conditioning", False) for level in self.levels)
 
     @property
     def sees_padding(self) -> bool:

@@ -65,6 +65,7 @@ class UNetShell(UNet):
         frames: int = 1,
         temporal_attention: int | Sequence[int] = 0,
         rotary: bool = False,
+        self_conditioning: bool = False,
         block: Callable[..., nn.Module] = ResBlock,
         inner_channels: int,
         emb_dim: int | None = None,
@@ -101,6 +102,7 @@ class UNetShell(UNet):
             block=block,
             middle=False,
             cond_width=cond_width,
+            self_conditioning=self_conditioning,
             stage=picture_stage if grid is None else grid.stage,
             device=device,
             dtype=dtype,
@@ -131,9 +133,10 @@ class UNetShell(UNet):
         text: Text | None = None,
         micros: Mapping[str, Tensor] | None = None,
         carried: Tensor | None = None,
+        previous: Tensor | None = None,
         run: Running | None = None,
     ) -> Encoded:
-        """The way in: z (B, in_channels, H, W), t (B,); carried as in `UNetCore.forward`.
+        """The way in: z (B, in_channels, H, W), t (B,); carried and previous as in `UNetCore.forward`.
 
         `inwards` of the result is (B, inner_channels, H / ratio, W / ratio), or None without inner_input.
         Raises ValueError where the strides do not divide H and W.
@@ -146,7 +149,8 @@ class UNetShell(UNet):
         if text is not None and text.pooled is not None:
             emb = emb + text.pooled
         carried = None if carried is None else unpack(carried, self.frames)
-        x, skips = self.go_down(z, emb, carried, text, run or Running())
+        previous = None if previous is None else unpack(previous, self.frames)
+        x, skips = self.go_down(z, emb, carried, text, run or Running(), previous)
         x = pack(x, self.inner_frames)
         return Encoded(x, emb, skips, text, None if self.in_adapter is None else self.in_adapter(x))
 

@@ -151,6 +151,7 @@ class UNet(nn.Module):
         block: Callable[..., nn.Module],
         middle: bool,
         cond_width: int | None,
+        self_conditioning: bool,
         stage: Callable[..., Stage] = picture_stage,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -239,15 +240,35 @@ class UNet(nn.Module):
         self.norm_out = nn.GroupNorm(norm_groups, self.channels[0], **where)
         self.conv_out = zeroed(nn.Conv2d(self.channels[0], in_channels, 3, padding=1, **where))
 
+        self.self_conditioning = self_conditioning
+        self.conv_self = None
+        if self_conditioning:
+            # made without a random draw: the seed gives the same network as without it. No bias: without an
+            # estimate it is left out, which is what it says of zeros
+            conv = nn.Conv2d(
+                in_channels, self.channels[0], 3, padding=1, bias=False, device="meta", dtype=dtype
+            )
+            self.conv_self = zeroed(conv.to_empty(device=device or torch.get_default_device()))
+
     def go_down(
-        self, z: Tensor, emb: Tensor, carried: Tensor | None, text: Text | None, run: Running
+        self,
+        z: Tensor,
+        emb: Tensor,
+        carried: Tensor | None,
+        text: Text | None,
+        run: Running,
+        previous: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """From a picture to the features of the lowest stage, and what each step leaves for the way up.
 
         `carried` are the features of the shell around it, of the first rows of the batch only where it has
-        fewer.
+        fewer. `previous`: the level's own estimate of the picture, like z; zero for rows without one.
         """
         x = self.conv_in(z)
+        if previous is not None:
+            if self.conv_self is None:
+                raise ValueError("an estimate is given, but the level is built without self_conditioning")
+            x = x + self.conv_self(previous.to(z.dtype))
         if carried is not None:
             few = len(carried)
             x = x + carried if few == len(x) else torch.cat([x[:few] + carried, x[few:]])

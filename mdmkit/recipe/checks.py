@@ -19,8 +19,14 @@ import attrs
 from .options import Use
 from .problems import Path, Problem
 from .schema import Data, Diffusion, Model, Sample, Train
+from .shares import (
+    batch_feeds_levels,
+    by_source_reads_pictures,
+    levels_are_shared_out,
+    levels_are_trained,
+)
 
-__all__ = ["cross_problems", "side", "uses"]
+__all__ = ["cross_problems", "leads_away", "side", "uses"]
 
 
 def cross_problems(tables: Mapping[str, Any], *, allow_pipe: bool = False) -> list[Problem]:
@@ -77,6 +83,12 @@ def level_weights_match(model: Model, diffusion: Diffusion) -> Iterator[Problem]
         yield Problem("diffusion.level_weights", f"expected one weight a level, {levels}, got {len(weights)}")
 
 
+def thresholds_match_levels(model: Model, sample: Sample) -> Iterator[Problem]:
+    given, levels = sample.threshold, len(model.levels)
+    if isinstance(given, tuple) and len(given) != levels:
+        yield Problem("sample.threshold", f"expected one threshold a level, {levels}, got {len(given)}")
+
+
 def steps_stand_once(train: Train, growth: Use) -> Iterator[Problem]:
     """steps and batch stand in [train] or in growth's stages, never in both."""
     stages = getattr(growth.settings, "stages", ())
@@ -130,8 +142,13 @@ def prompts_need_text(sample: Sample, text: Use | None) -> Iterator[Problem]:
         yield Problem("sample.prompts", "prompts need a text encoder; add a [text] table")
     if sample.negative_prompt and text is None:
         yield Problem("sample.negative_prompt", "needs a text encoder; add a [text] table")
-    elif sample.negative_prompt and not sample.guidance:
+    elif sample.negative_prompt and not leads_away(sample):
         yield Problem("sample.negative_prompt", "nothing leads away from it; add sample.guidance")
+
+
+def leads_away(sample: Sample) -> bool:
+    """Whether some guidance leads away from the negative text."""
+    return any(use.name not in (*BEHIND, "auto") for use in sample.guidance)
 
 
 def levels_that_join_are_averaged(sample: Sample, model: Model) -> Iterator[Problem]:
@@ -175,7 +192,7 @@ def padding_is_the_same_for_all(model: Model, text: Use | None) -> Iterator[Prob
         )
 
 
-# guidance that asks for an unconditional answer, and what acts on such
+# guidance that asks for an unconditional answer, and what acts on guidance
 PAIRED = ("cfg", "cfgpp", "cfg_zero", "apg")
 BEHIND = ("rescale", "interval")
 
@@ -232,9 +249,14 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     levels_exist,
     levels_nest,
     level_weights_match,
+    thresholds_match_levels,
     steps_stand_once,
     growth_ends_whole,
     micro_batches_divide,
+    levels_are_shared_out,
+    levels_are_trained,
+    batch_feeds_levels,
+    by_source_reads_pictures,
     prompts_need_text,
     levels_that_join_are_averaged,
     core_and_text_agree,

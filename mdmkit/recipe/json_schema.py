@@ -77,7 +77,8 @@ class Writer:
             self.definitions[name] = {"anyOf": [*names, *self.choices(kind, default, [])]}
         made: dict[str, Any] = {"$ref": f"#/definitions/{name}"}
         if members != [Use]:
-            return {"type": "array", "items": made}
+            several = {"type": "array", "items": made}
+            return {"anyOf": [made, several]} if Use in members else several
         return {"anyOf": [{"const": NONE}, made]} if optional else made
 
     def spellings(self, kind: str, name: str | None = None) -> list[str]:

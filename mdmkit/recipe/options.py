@@ -49,7 +49,8 @@ def opt(
 
 
 def slot(kind: str | tuple[str, str], default: Any = REQUIRED, help: str = "", *, flat: bool = False) -> Any:
-    """A field that picks a component of `kind` (annotate it `Use`, `Use | None` or `tuple[Use, ...]`).
+    """A field that picks a component of `kind` (annotate it `Use`, `Use | None` or `tuple[Use, ...]`;
+    `Use | tuple[Use, ...]`: one, or a list).
 
     A default may be a name ("cosine"), None, or a tuple of names. `flat`: the component's `use` and settings
     stand in the same TOML table as the other fields of the class. A pair of kinds is for a class that stands

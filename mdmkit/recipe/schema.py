@@ -115,7 +115,9 @@ class Sample:
         None, "an outer level runs from this logsnr of its own on; all from the start where not given"
     )
     guidance: tuple[Use, ...] = slot("guidance", (), "applied in order")
-    threshold: Use = slot("threshold", "clip", "keeps predicted pictures in range")
+    threshold: Use | tuple[Use, ...] = slot(
+        "threshold", "clip", "keeps predicted pictures in range; one for all levels, or one each, low to high"
+    )
     prompts: tuple[str, ...] = opt((), "captions of the sample grid; from the data where empty")
     negative_prompt: str = opt("", "the text that guidance leads away from")
     count: int = opt(16, "pictures in the grid where no prompts are given", ge=1)
@@ -127,8 +129,10 @@ class Sample:
 class Evaluate:
     """What is measured at the end of a run and by `mdmkit evaluate`."""
 
-    metrics: tuple[Use, ...] = slot("metric", (), "measured on pictures drawn for captions of the data")
-    count: int = opt(256, "pictures drawn for the metrics", ge=1)
+    metrics: tuple[Use, ...] = slot(
+        "metric", (), "measured on pictures drawn for captions of the data, or on those of the data"
+    )
+    count: int = opt(256, "pictures for the metrics", ge=1)
 
 
 @attrs.frozen(kw_only=True)

@@ -166,7 +166,7 @@ class Structurer:
         members, optional = split_optional(field.type)
         if optional and raw == NONE:
             return None
-        if members == [Use]:
+        if members == [Use] or (Use in members and not isinstance(raw, list)):
             return self.use(raw, kind, field.default)
         if not isinstance(raw, list):
             raise wrong(f"expected a list of {kind} components, got {describe(raw)} (put it in brackets)")

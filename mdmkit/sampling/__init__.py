@@ -1,9 +1,11 @@
 """Sampling: update rules over a pyramid, guidance, thresholds."""
 
+from .auto import Auto
 from .denoise import Answers, Denoise, Denoised, Denoiser, PairedDenoise
 from .edit import Known, Start, known_low, known_region
 from .guidance import APG, CFG, CFGPP, CFGZero, Guidance, Interval, Rescale
 from .multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, lms, unipc
+from .regions import Regional, Regions, shares_of
 from .rules import Rule, ddim, ddpm, euler, euler_ancestral, flow_euler, lcm
 from .sample import sample_pyramid
 from .seeds import Between
@@ -17,6 +19,7 @@ __all__ = [
     "CFG",
     "CFGPP",
     "Answers",
+    "Auto",
     "Between",
     "CFGZero",
     "Denoise",
@@ -26,6 +29,8 @@ __all__ = [
     "Interval",
     "Known",
     "PairedDenoise",
+    "Regional",
+    "Regions",
     "Rescale",
     "Rule",
     "Spacing",
@@ -56,6 +61,7 @@ __all__ = [
     "poly_exponential",
     "released",
     "sample_pyramid",
+    "shares_of",
     "thresholded",
     "trailing",
     "uniform_logsnr",

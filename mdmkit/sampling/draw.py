@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import attrs
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mdmkit.diffusion import Diffusion, NoiseLevel
+from mdmkit.text import WeightedPrompts
 
+from .auto import OverModel
 from .conditions import Conditions, Encode, encoded, stored
-from .denoise import Denoised, Denoiser, PairedDenoise
+from .denoise import Denoised, Denoiser, PairedDenoise, stack_texts, stack_weights
 from .edit import Known, Start
-from .guidance import Guidance
+from .guidance import Guidance, Interval
+from .regions import Regional, Regions, shares_of
 from .rules import Rule
 from .sample import sample_pyramid
 from .seeds import Seed
@@ -22,17 +25,38 @@ from .spacing import Spacing
 from .threshold import Threshold
 from .windows import Windows
 
-__all__ = ["Drawing", "draw"]
+__all__ = ["Drawing", "Weak", "draw"]
+
+Asked = Denoiser | Regional
+
+
+@attrs.frozen(eq=False)
+class Weak:
+    """Guidance that asks another model, and that model: its nest and its process.
+
+    `levels`: how many inner levels the two have in common. `text`: its own encoder; None where `told` says
+    the rest: True, it is told the features that the drawing model is told, False, it reads no text.
+    """
+
+    guidance: OverModel
+    nest: nn.Module
+    diffusion: Diffusion
+    levels: int
+    text: Encode | None = None
+    told: bool = True
 
 
 @attrs.frozen
 class Drawing:
-    """How pictures are drawn: the update rule, its steps, what wraps the denoiser, when outer levels run."""
+    """How pictures are drawn: the update rule, its steps, what wraps the denoiser, when outer levels run.
+
+    `threshold`: one for all levels, or one each, low to high.
+    """
 
     rule: Rule
     spacing: Spacing
-    threshold: Threshold
-    guidance: tuple[Guidance, ...] = ()
+    threshold: Threshold | tuple[Threshold, ...]
+    guidance: tuple[Guidance | Weak, ...] = ()
     steps: int = 50
     outer_from: float | None = None
 
@@ -53,6 +77,8 @@ def draw(
     start: Start | None = None,
     known: Known | None = None,
     windows: Windows | None = None,
+    regions: Regions | None = None,
+    weighted: bool = False,
     batch: int = 16,
     device: torch.device | str = "cpu",
     noise_device: torch.device | str | None = None,
@@ -63,12 +89,23 @@ def draw(
     `resolutions` are those of the inner levels to run (all of them for full pictures). Guidance leads away
     from the text `negative`. `conditions`: features to draw for, in the place of captions and encoder.
     `seeds`: one a picture, in the place of seed + i. `start` and `known` (`mdmkit.sampling.edit`) hold for
-    every picture: of one row. `windows`: ask the network for pieces of larger `resolutions`.
+    every picture: of one row. `windows`: ask the network for pieces of larger `resolutions`. `regions`: more
+    prompts for parts of every picture. `weighted`: prompts weigh their words (`mdmkit.text.weighted.parse`).
     `callback(indices, step, at, denoised)` sees the predictions on the way for the pictures of a batch. A
     picture depends on its caption, `negative` and its seed only, not on `batch` or on its neighbours.
     """
     if seeds is not None and len(seeds) != (count := conditions.pictures if conditions else len(captions)):
         raise ValueError(f"expected a seed for each of {count} pictures, got {len(seeds)}")
+    if regions is not None and (conditions is not None or windows is not None):
+        beside = "windows" if conditions is None else "stored conditions"
+        raise ValueError(f"regions go with prompts and pictures of the trained size, not with {beside}")
+    for one in drawing.guidance:
+        if isinstance(one, Interval):
+            one.check(diffusion)  # the denoiser may stand in windows, where sample_pyramid does not see it
+    if weighted and text is not None:
+        text = WeightedPrompts(text)
+    shares = None if regions is None else shares_of(regions.masks.to(device), regions.sizes or resolutions)
+    more = () if regions is None else regions.prompts
     drawn: dict[int, tuple[Tensor, ...]] = {}
     training = nest.training
     nest.eval()
@@ -77,9 +114,29 @@ def draw(
             batches = stored(conditions, batch=batch, device=device)
         else:
             apart = getattr(nest, "sees_padding", False)
-            batches = encoded(text, captions, negative, batch=batch, apart=apart)
+            batches = encoded(text, captions, negative, batch=batch, apart=apart, regions=more)
         for indices, told in batches:
-            make = partial(guided, Denoiser(nest, diffusion, **told._asdict()), drawing.guidance)
+            own = None if conditions is not None else [captions[i] for i in indices]
+            weak = partial(
+                weak_denoiser,
+                told=told,
+                captions=own,
+                negative=negative,
+                regions=more,
+                shares=shares,
+                weighted=weighted,
+            )
+            asked = denoiser(nest, diffusion, told, shares)
+            others = {i: weak(one) for i, one in enumerate(drawing.guidance) if isinstance(one, Weak)}
+
+            # a denoiser may remember what it saw: each trajectory, and each window, has its own
+            def make(asked: Asked = asked, others: Mapping[int, Asked] = others) -> PairedDenoise:
+                guidance = [
+                    one.guidance.over(others[i].carrying(), one.levels) if isinstance(one, Weak) else one
+                    for i, one in enumerate(drawing.guidance)
+                ]
+                return guided(asked.carrying(), guidance)
+
             z = sample_pyramid(
                 make() if windows is None else windows.wrap(make),
                 diffusion,
@@ -100,6 +157,54 @@ def draw(
     finally:
         nest.train(training)
     return [drawn[i] for i in range(len(drawn))]
+
+
+def denoiser(
+    nest: nn.Module, diffusion: Diffusion, told: Conditions, shares: Sequence[Tensor] | None
+) -> Asked:
+    """The nest told its text; of several prompts a picture where there are shares of them."""
+    if shares is None:
+        return Denoiser(nest, diffusion, **told._asdict())
+    if told.cond is None:
+        raise ValueError("regions have prompts, but the model reads no text; leave them out")
+    text = {"cond": told.cond, "cond_mask": told.cond_mask, "cond_weights": told.cond_weights}
+    absent = None
+    if told.uncond is not None:
+        cond, mask = stack_texts((told.cond, told.cond_mask), (told.uncond, told.uncond_mask))
+        weights = stack_weights((told.cond, told.cond_weights), (told.uncond, told.uncond_weights))
+        absent = Denoiser(nest, diffusion, cond=cond, cond_mask=mask, cond_weights=weights)
+    return Regional(Denoiser(nest, diffusion, **text), shares, absent=absent)
+
+
+def weak_denoiser(
+    weak: Weak,
+    *,
+    told: Conditions,
+    captions: Sequence[str] | None,
+    negative: str,
+    regions: Sequence[str],
+    shares: Sequence[Tensor] | None,
+    weighted: bool,
+) -> Asked:
+    """The other model of a guidance, told the same texts; ValueError where it cannot be told."""
+    if weak.text is not None and captions is None:
+        raise ValueError(
+            f"{weak.guidance.weak} reads prompts with its own encoder, and cannot be told stored features or "
+            "a way between prompts; draw for prompts, or leave its guidance out"
+        )
+    if weak.text is not None and captions is not None:
+        apart = getattr(weak.nest, "sees_padding", False)
+        encode = WeightedPrompts(weak.text) if weighted else weak.text
+        texts = list(encoded(encode, captions, negative, batch=len(captions), apart=apart, regions=regions))
+        if len(texts) > 1:
+            raise ValueError(
+                f"{weak.guidance.weak} looks at padding, and its texts differ in length; draw with "
+                "sample.batch=1"
+            )
+        told = texts[0][1]
+    elif not weak.told:
+        told, shares = Conditions(), None
+    return denoiser(weak.nest, weak.diffusion, told, shares)
 
 
 def guided(denoise: PairedDenoise, guidance: Sequence[Guidance]) -> PairedDenoise:

@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from mdmkit.diffusion import NoiseLevel
+from mdmkit.diffusion import Diffusion, NoiseLevel
 from mdmkit.targets import from_x0_eps
 
 from .denoise import Answers, Denoised, PairedDenoise, from_space
@@ -84,9 +84,9 @@ class Guided(Wrapped):
 class Within(Wrapped):
     """A denoiser that is what it is while level 0's logsnr lies inside an interval, and plain outside."""
 
-    def __init__(self, denoise: PairedDenoise, logsnr: Sequence[float]) -> None:
+    def __init__(self, denoise: PairedDenoise, interval: Interval) -> None:
         super().__init__(denoise)
-        self.logsnr = logsnr
+        self.interval, self.logsnr = interval, interval.logsnr
 
     def answers(self, z: Sequence[Tensor], at: NoiseLevel) -> Answers:
         """Those inside; outside of the interval nothing unconditional is asked."""
@@ -94,6 +94,18 @@ class Within(Wrapped):
             return self.denoise.answers(z, at)
         plain = self.plain(z, at)
         return Answers(plain, None, plain)
+
+    def both(self, z: Sequence[Tensor], at: NoiseLevel) -> tuple[Denoised, Denoised]:
+        """The two answers as they are inside; outside of the interval unguided."""
+        within = self.logsnr[0] <= at.logsnr[0] <= self.logsnr[1]
+        return (self.denoise if within else bare(self.denoise)).both(z, at)
+
+
+def bare(denoise: PairedDenoise) -> PairedDenoise:
+    """The denoiser inside of all guidance."""
+    while isinstance(denoise, Wrapped):
+        denoise = denoise.denoise
+    return denoise
 
 
 def of_level(scale: Scale, level: int) -> float:
@@ -293,7 +305,24 @@ class Interval:
 
     def wrap(self, denoise: PairedDenoise) -> PairedDenoise:
         """The denoiser that is guided inside of the interval."""
-        return Within(denoise, self.logsnr)
+        return Within(denoise, self)
+
+    def check(self, diffusion: Diffusion) -> None:
+        """ValueError where the schedule of level 0 never comes into the interval."""
+        ends = [float(diffusion.logsnr(torch.tensor(t, dtype=torch.float64), 0)) for t in (1.0, 0.0)]
+        if not (self.logsnr[0] <= ends[1] and ends[0] <= self.logsnr[1]):
+            raise ValueError(
+                f"expected an interval that meets the schedule's logsnr, {ends[0]:.3g} to {ends[1]:.3g} at "
+                f"level 0, got {list(self.logsnr)}, in which nothing would be guided; [-3, 5] is usual"
+            )
+
+
+def check_intervals(denoise: object, diffusion: Diffusion) -> None:
+    """ValueError where an interval around a denoiser lies outside of the schedule."""
+    while isinstance(denoise, Wrapped):
+        if isinstance(denoise, Within):
+            denoise.interval.check(diffusion)
+        denoise = denoise.denoise
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

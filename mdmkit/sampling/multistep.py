@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +17,7 @@ from mdmkit.pyramid import Pyramid
 
 from .denoise import Denoise
 from .exponential import exact_weights, half_step, move
-from .rules import Noise, check_eta, fresh_noise
+from .rules import Noise, check_eta, fresh_noise, steps_of
 
 __all__ = ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "lms", "unipc"]
 
@@ -69,7 +68,7 @@ def dpmpp_sde(
     """Multistep DPM-Solver++ that looks at `past` predictions; see `predicted`."""
     check_eta(eta)
     seen: Seen = deque(maxlen=past)
-    for step, (now, after) in enumerate(pairwise(path)):
+    for step, (now, after) in enumerate(steps_of(path)):
         seen.appendleft((now, denoise(z, now).x0))
         moved = []
         for level in range(len(z)):
@@ -92,7 +91,7 @@ def lms(
     if not 1 <= order <= 6:
         raise ValueError(f"expected order in 1 .. 6, got {order}; 4 is usual")
     seen: Seen = deque(maxlen=order)
-    for now, after in pairwise(path):
+    for now, after in steps_of(path):
         x0, eps = denoise(z, now)
         seen.appendleft((now, eps))
         moved = []
@@ -123,7 +122,7 @@ def unipc(
     before: Pyramid | None = None
     steps = len(path) - 1
     used = 0
-    for step, (now, after) in enumerate(pairwise(path)):
+    for step, (now, after) in enumerate(steps_of(path)):
         x0 = denoise(z, now).x0
         if before is not None:
             earlier = seen[0][0]

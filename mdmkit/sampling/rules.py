@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -26,6 +26,7 @@ __all__ = [
     "flow_euler",
     "fresh_noise",
     "lcm",
+    "steps_of",
 ]
 
 Noise = Callable[[int, int], Tensor]
@@ -43,6 +44,16 @@ class Rule(Protocol):
     def __call__(self, denoise: Denoise, z: Pyramid, path: Sequence[NoiseLevel], noise: Noise) -> Pyramid: ...
 
 
+def steps_of(path: Sequence[NoiseLevel]) -> Iterator[tuple[NoiseLevel, NoiseLevel]]:
+    """Each step of a path: from a noise level to the next. ValueError where there is none."""
+    if len(path) < 2:
+        raise ValueError(
+            f"expected a path of at least 2 noise levels, a step between them, got {len(path)}; "
+            "[diffusion.at(t) for t in uniform_t(steps, diffusion)] makes one"
+        )
+    return pairwise(path)
+
+
 def ddim(
     denoise: Denoise, z: Pyramid, path: Sequence[NoiseLevel], noise: Noise, *, eta: float = 0.0
 ) -> Pyramid:
@@ -54,7 +65,7 @@ def ddim(
     agrees, and takes eps from x0 after the threshold. Raises ValueError where eta is outside [0, 1].
     """
     check_eta(eta)
-    for step, (now, after) in enumerate(pairwise(path)):
+    for step, (now, after) in enumerate(steps_of(path)):
         x0, eps = denoise(z, now)
         moved = []
         for level in range(len(z)):
@@ -111,7 +122,7 @@ def lcm(denoise: Denoise, z: Pyramid, path: Sequence[NoiseLevel], noise: Noise) 
     Models*, arXiv 2303.01469, algorithm 1; *Latent Consistency Models*, arXiv 2310.04378. The boundary
     scalings of either belong to the denoiser.
     """
-    for step, (now, after) in enumerate(pairwise(path)):
+    for step, (now, after) in enumerate(steps_of(path)):
         x0 = denoise(z, now).x0
         z = tuple(
             after.alpha[level] * x0[level] + fresh_noise(after, step, level, noise, 1.0)

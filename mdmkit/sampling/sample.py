@@ -16,9 +16,10 @@ from mdmkit.pyramid import Pyramid
 from mdmkit.streams import normal
 
 from .brownian import BrownianPath
-from .coarse import join, phases, times_from
+from .coarse import join, phases, renoised, times_from
 from .denoise import Denoise, Denoised
-from .edit import Known, Start
+from .edit import Known, Start, stretches
+from .guidance import check_intervals
 from .rules import Noise, Rule, ddim
 from .seeds import Seed, noise_of
 from .spacing import Spacing, uniform_t
@@ -39,7 +40,7 @@ def sample_pyramid(
     rule: Rule = ddim,
     steps: int = 50,
     spacing: Spacing = uniform_t,
-    threshold: Threshold = clip,
+    threshold: Threshold | Sequence[Threshold] = clip,
     levels: int | None = None,
     outer_from: float | None = None,
     start: Start | None = None,
@@ -59,9 +60,11 @@ def sample_pyramid(
     `outer_from`: an outer level does not run until its logsnr is that (`mdmkit.sampling.coarse`); the rule
     starts anew whenever one joins. Good where the inner levels were trained alone too. `start`: begin with
     these pictures, made noisy; `known`: what is known of the result (`mdmkit.sampling.edit`).
+    `threshold`: one for all levels, or one each, low to high.
     `noise_device`: where noise is drawn, `device` if not given; "cpu" gives the same noise on every device.
     `callback(evaluation, at, denoised)` sees every intermediate prediction, guided and thresholded.
-    Raises ValueError where levels do not fit, a spacing does not fall to 0 or a level would never join.
+    Raises ValueError where levels do not fit, a spacing does not fall to 0, a level would never join, a
+    guidance interval lies outside of the schedule, or the denoiser answers with NaN or infinity.
     """
     levels = len(shapes) if levels is None else levels
     if not 1 <= levels <= min(len(shapes), diffusion.levels):
@@ -70,6 +73,7 @@ def sample_pyramid(
     times = spacing(steps, diffusion)
     if times[-1] != 0 or times[0] > 1 or any(now <= after for now, after in pairwise(times)):
         raise ValueError(f"expected times that fall from at most 1 to 0, got {times}")
+    check_intervals(denoise, diffusion)
     if start is not None:
         start.check(shapes[:levels], len(seeds))
         if start.strength < 1:
@@ -87,7 +91,7 @@ def sample_pyramid(
 
         return torch.stack([noise_of(seed, of) for seed in seeds]).to(device)
 
-    wrapped = thresholded(denoise, threshold, diffusion)
+    wrapped = thresholded(finite(denoise, times), threshold, diffusion)
     observed = observe(wrapped if known is None else known.wrap(wrapped, diffusion), callback, diffusion)
     z: Pyramid = ()
     at = diffusion.at(times[0])
@@ -98,9 +102,41 @@ def sample_pyramid(
         else:
             fresh = partial(drawn, purpose="join", part=number)
             z = join(z, drawn(len(z), "sample"), fresh, at, path[0], diffusion)
-        z = rule(observed, z, path, path_noise(path, shapes, seeds, number, device, where))
+        name = "path" if number == 0 else f"path {number}"
+        passes, jump = (1, len(path)) if known is None else (known.passes, known.jump)
+        # pictures to start from, at strength 0, are where they end: a path without a step
+        for stretch, again in stretches(path, passes, jump if passes > 1 else len(path)):
+            if again:
+                back = [drawn(level, f"back, {again}", number) for level in range(len(z))]
+                z = tuple(
+                    renoised(x, noise, stretch[-1], stretch[0], level)
+                    for level, (x, noise) in enumerate(zip(z, back, strict=True))
+                )
+            walk = f"{name}, {again}" if again else name
+            z = rule(observed, z, stretch, path_noise(stretch, shapes, seeds, walk, device, where))
         at = path[-1]
     return diffusion.pictures(z)
+
+
+def finite(denoise: Denoise, times: Sequence[float]) -> Denoise:
+    """The same denoiser; ValueError, with the step and the level, where it says NaN or infinity."""
+    steps = len(times) - 1
+
+    def denoise_and_check(z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+        said = denoise(z, at)
+        for level, parts in enumerate(zip(said.x0, said.eps, strict=True)):
+            good = [part.isfinite() for part in parts]
+            if not all(part.all() for part in good):
+                step = min(sum(t >= at.t for t in times), steps)
+                rows = [i for i in range(len(good[0])) if not all(part[i].all() for part in good)]
+                raise ValueError(
+                    f"expected finite answers of the network, got NaN or infinity in step {step} of {steps} "
+                    f"(t = {at.t:.4g}) at level {level}, pictures {', '.join(map(str, rows))} of the batch; "
+                    "look for it in the weights and the text features, or run the network in float32"
+                )
+        return said
+
+    return denoise_and_check
 
 
 def first(at: NoiseLevel, noise: Pyramid, start: Start | None, diffusion: Diffusion) -> Pyramid:
@@ -119,12 +155,11 @@ def path_noise(
     path: Sequence[NoiseLevel],
     shapes: Sequence[Sequence[int]],
     seeds: Sequence[Seed],
-    part: int,
+    name: str,
     device: torch.device | str,
     where: Mapping[str, Any],
 ) -> Noise:
-    """The fresh noise of a part of a trajectory; parts overlap in time, so that each has its own."""
-    name = "path" if part == 0 else f"path {part}"
+    """The fresh noise of a part of a trajectory; parts that overlap in time have names of their own."""
     walks: dict[tuple[int, int], BrownianPath] = {}
 
     def noise(step: int, level: int) -> Tensor:

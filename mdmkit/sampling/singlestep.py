@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 from mdmkit.diffusion import NoiseLevel, mixed
 from mdmkit.pyramid import Pyramid
 
 from .denoise import Denoise, Denoised
 from .exponential import half_step, move
-from .rules import Noise, ancestral_share, check_eta, fresh_noise
+from .rules import Noise, ancestral_share, check_eta, fresh_noise, steps_of
 
 __all__ = ["dpmpp_2s_ancestral", "flow_heun", "heun"]
 
@@ -27,7 +26,7 @@ def heun(
     """
     if not sigma_max > 0:
         raise ValueError(f"expected sigma_max > 0, got {sigma_max}")
-    for now, after in pairwise(path):
+    for now, after in steps_of(path):
         said = denoise(z, now)
         ahead = euler_step(said, after)
         moved = list(ahead)
@@ -47,7 +46,7 @@ def flow_heun(denoise: Denoise, z: Pyramid, path: Sequence[NoiseLevel], noise: N
     For `linear_flow` this is Heun's method on the velocity eps - x0 in t; it holds for every schedule, and
     its coordinates are bounded, so that it starts at any noise. The last step is Euler's.
     """
-    for now, after in pairwise(path):
+    for now, after in steps_of(path):
         x0, eps = said = denoise(z, now)
         ahead = euler_step(said, after)
         if after.sigma[0] > 0:
@@ -79,7 +78,7 @@ def dpmpp_2s_ancestral(
     r = 1. The last step is of first order. Raises ValueError where eta is outside [0, 1].
     """
     check_eta(eta)
-    for step, (now, after) in enumerate(pairwise(path)):
+    for step, (now, after) in enumerate(steps_of(path)):
         x0 = denoise(z, now).x0
         steps = [half_step(now, after, level) for level in range(len(z))]
         ahead = tuple(

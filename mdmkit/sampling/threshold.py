@@ -62,17 +62,26 @@ def quantile_rows(values: Tensor, quantile: float) -> Tensor:
     return torch.lerp(low, high, place - below)
 
 
-def thresholded(denoise: Denoise, threshold: Threshold, diffusion: Diffusion) -> Denoise:
+def thresholded(
+    denoise: Denoise, threshold: Threshold | Sequence[Threshold], diffusion: Diffusion
+) -> Denoise:
     """A denoiser whose x0 is thresholded, and whose eps is moved along, so that both still lead to `z`.
 
-    The threshold sees pictures, whatever they are scaled by in the process.
+    `threshold`: one for all levels, or one each, low to high. It sees pictures, whatever they are scaled by
+    in the process. The denoiser raises ValueError for more levels than there are thresholds.
     """
     if threshold is none:
         return denoise
 
     def denoise_in_range(z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
         said = denoise(z, at)
-        x0 = diffusion.scaled(tuple(threshold(picture) for picture in diffusion.pictures(said.x0)))
-        return with_x0(said, x0, at)
+        each = [threshold] * len(z) if callable(threshold) else threshold
+        if len(each) < len(z):
+            raise ValueError(
+                f"expected a threshold for each of {len(z)} levels, low to high, got {len(each)}; "
+                "give one for all, or one each (none for no threshold)"
+            )
+        pictures = zip(each, diffusion.pictures(said.x0), strict=False)
+        return with_x0(said, diffusion.scaled(tuple(limit(picture) for limit, picture in pictures)), at)
 
     return denoise_in_range

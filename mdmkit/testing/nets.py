@@ -89,7 +89,7 @@ def core(it: Subject) -> None:
             padded = cond["cond"].masked_fill(~cond["cond_mask"][..., None], 99.0)
             hidden = nest(z, t, cond=padded, cond_mask=cond["cond_mask"])[0]
             it.must(torch.allclose(out[0], hidden, atol=1e-5), "masked text features change the prediction")
-        out[0].square().mean().backward()
+        nest(z, t, **cond, **_shown(nest, z))[0].square().mean().backward()
         _has_gradients(it, nest)
         _builds_on_meta(it, it.build(cond_dim=cond_dim, device="meta", dtype=torch.float32), made)
 
@@ -120,7 +120,7 @@ def shell(it: Subject) -> None:
         off = max(_distance(mixed[0][1:], low[1:]), _distance(mixed[1], out[1][:1]))
         it.must(off < 1e-4, f"in a batch of which part stops below, predictions are off by {off:.3g}")
         it.must(not torch.equal(out[1], nest(z, t * 0.5, **text)[1]), "does not use t")
-    nest(z, t, **text)[1].square().mean().backward()
+    nest(z, t, **text, **_shown(nest, z))[1].square().mean().backward()
     _has_gradients(it, made)
     _builds_on_meta(it, it.build(**join, device="meta", dtype=torch.float32), made)
 
@@ -131,6 +131,11 @@ def _first(text: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _nest(inner: nn.Module, shells: list[nn.Module]) -> nn.Module:
     return load("mdmkit.nn:NestedUNet")(inner, shells)
+
+
+def _shown(nest: nn.Module, z: list[Tensor]) -> dict[str, list[Tensor]]:
+    """What levels with self-conditioning are shown."""
+    return {"previous": z} if nest.self_conditioning else {}
 
 
 def _text(cond_dim: int | None) -> dict[str, Tensor]:

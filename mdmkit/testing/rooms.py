@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .subject import Subject
+from .sampling import grey_denoiser, two_levels
+from .subject import Subject, load
 
 __all__ = ["dataset", "logger", "metric"]
 
@@ -74,11 +75,15 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def metric(it: Subject) -> None:
-    """Pictures accumulate, in whatever batches they come, to finite numbers with names."""
-    captions = ["a small red circle", "a large blue star", "a large green square", "a small yellow circle"]
-    pictures = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    """What it is shown accumulates, in whatever batches it comes, to finite numbers with names."""
     whole = it.build(device="cpu")
-    it.attempt("update(pictures, captions)", lambda: whole.update(pictures, captions))
+    shown = [name for name in ("update", "examine") if callable(getattr(whole, name, None))]
+    it.must(
+        len(shown) == 1,
+        "needs either update(pictures, captions), for drawn pictures, or examine(...), for the network",
+    )
+    show = {"update": _update, "examine": _examine}[shown[0]]
+    it.attempt(shown[0], lambda: show(whole, slice(None)))
     numbers = it.attempt("result()", whole.result)
     it.must(isinstance(numbers, dict) and numbers, f"result() is {numbers!r}, expected numbers by name")
     for name, number in numbers.items():
@@ -90,12 +95,24 @@ def metric(it: Subject) -> None:
     it.must(whole.result() == numbers, "result() differs the second time")
     parts = it.build(device="cpu")
     for rows in (slice(0, 1), slice(1, 4)):
-        parts.update(pictures[rows], captions[rows])
+        show(parts, rows)
     for name, number in it.attempt("result()", parts.result).items():
         it.must(
             math.isclose(number, numbers.get(name, math.nan), rel_tol=1e-3, abs_tol=1e-6),
             f"result()[{name!r}] depends on the batches: {number!r} or {numbers.get(name)!r}",
         )
+
+
+def _update(metric: Any, rows: slice) -> None:
+    captions = ["a small red circle", "a large blue star", "a large green square", "a small yellow circle"]
+    pictures = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    metric.update(pictures[rows], captions[rows])
+
+
+def _examine(metric: Any, rows: slice) -> None:
+    top = torch.randint(256, (4, 3, 8, 12), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
+    pictures = load("mdmkit.pyramid:pyramid")(top[rows], [(4, 6), (8, 12)])
+    metric.examine(grey_denoiser(), two_levels(), pictures, list(range(4))[rows])
 
 
 def logger(it: Subject) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .subject import Subject, load
 
-__all__ = ["guidance", "sampler", "spacing", "threshold"]
+__all__ = ["grey_denoiser", "guidance", "sampler", "spacing", "threshold", "two_levels"]
 
 Pyramid = tuple[Tensor, ...]
 SHAPES = ((2, 3, 4, 6), (2, 3, 8, 12))
@@ -24,11 +24,20 @@ def _pyramid(seed: int) -> Pyramid:
     )
 
 
-def _diffusion() -> Any:
+def two_levels() -> Any:
     schedules = load("mdmkit.schedules:shift_levels")(
         load("mdmkit.schedules:Cosine")(), [(4, 6), (8, 12)], shift_power=2.0
     )
     return load("mdmkit.diffusion:Diffusion")(tuple(schedules), "v")
+
+
+def grey_denoiser() -> Any:
+    """A denoiser that sees grey everywhere, at as many levels as it is asked about."""
+
+    def grey(z: Pyramid, at: Any) -> Pyramid:
+        return tuple(torch.zeros_like(level) for level in z)
+
+    return _denoiser(grey, grey)
 
 
 def _denoiser(
@@ -61,7 +70,7 @@ def _denoiser(
 def sampler(it: Subject) -> None:
     """With a perfect denoiser every level ends at x0, in any number of steps, each picture by itself."""
     rule = it.build()
-    diffusion, x0, start = _diffusion(), _pyramid(0), _pyramid(1)
+    diffusion, x0, start = two_levels(), _pyramid(0), _pyramid(1)
     for steps in (1, 2, 7, 20):
         path = [diffusion.at(1 - i / steps) for i in range(steps + 1)]
 
@@ -101,7 +110,7 @@ def _noise(step: int, level: int) -> Tensor:
 def spacing(it: Subject) -> None:
     """`steps` + 1 times that fall strictly from its start, at most 1, to 0."""
     times_of = it.build()
-    diffusion = _diffusion()
+    diffusion = two_levels()
     for steps in (1, 2, 3, 10, 50):
         times = [float(t) for t in it.attempt(f"{steps} steps", lambda: times_of(steps, diffusion))]  # noqa: B023
         it.must(len(times) == steps + 1, f"{steps} steps give {len(times)} times, expected {steps + 1}")
@@ -112,21 +121,30 @@ def spacing(it: Subject) -> None:
 
 
 def guidance(it: Subject) -> None:
-    """Nothing changes where both predictions agree; scale 1 is the conditional one; it can be wrapped."""
-    diffusion, a, b, z = _diffusion(), _pyramid(0), _pyramid(2), _pyramid(1)
+    """Nothing changes where both predictions agree; scale 1 is the conditional one; it can be wrapped.
+
+    Guidance by another model (`OverModel`) is given one that says what the absence of text says.
+    """
+    diffusion, a, b, z = two_levels(), _pyramid(0), _pyramid(2), _pyramid(1)
     at = diffusion.at(0.5)
     agreed, split = _denoiser(lambda *_: a, lambda *_: a), _denoiser(lambda *_: a, lambda *_: b)
-    guide = it.build()
+
+    def built(other: Any, settings: Any = None) -> Any:
+        guide = it.build(settings)
+        return guide.over(other, len(SHAPES)) if hasattr(guide, "over") else guide
+
+    guide = built(agreed)
     for denoise, name in ((agreed, "a denoiser"), (guide.wrap(agreed), "a guided denoiser")):
         wrapped = it.attempt(f"wrap({name})", lambda: guide.wrap(denoise))  # noqa: B023
         said = it.attempt(f"a guided step over {name}", lambda: wrapped(z, at))  # noqa: B023
         _agrees(it, said, agreed(z, at), f"changes {name} whose two predictions agree")
-    said = it.attempt("a guided step", lambda: guide.wrap(split)(z, at))
+    absent = _denoiser(lambda *_: b, lambda *_: b)
+    said = it.attempt("a guided step", lambda: built(absent).wrap(split)(z, at))
     for part in ("x0", "eps"):
         for level, (got, given) in enumerate(zip(getattr(said, part), z, strict=True)):
             it.must(got.shape == given.shape and got.isfinite().all(), f"{part} of level {level} is broken")
     if "scale" in it.fields:
-        plain = it.build({"scale": 1.0}).wrap(split)
+        plain = built(absent, {"scale": 1.0}).wrap(split)
         # the eps to renoise with is a guidance's own choice
         _agrees(it, plain(z, at), split(z, at), "at scale 1 is not the conditional prediction", ("x0",))
 

@@ -71,6 +71,11 @@ class BytesEncoder(TextEncoder):
         mask = torch.arange(ids.shape[1]) < torch.tensor(lengths, dtype=torch.int64).unsqueeze(1)
         return self._features(torch.from_numpy(ids).to(device), mask.to(device))
 
+    def spans(self, caption: str) -> list[tuple[int, int]]:
+        kept = caption_bytes(caption, self.max_tokens - 1)
+        each = [(i, i + 1) for i, character in enumerate(caption) for _ in _utf8(character)]
+        return [(0, 0), *each[: len(kept)]]
+
     def _features(self, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
         x = self.tokens(ids_BL) + self.positions.weight[: ids_BL.shape[1]]
         for layer in self.layers:

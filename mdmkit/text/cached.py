@@ -78,6 +78,11 @@ class CachedEncoder(TextEncoder):
         features, mask = self._padded(*(x.unsqueeze(0) for x in self._held()))
         return features.expand(len(captions), -1, -1), mask.expand(len(captions), -1)
 
+    def spans(self, caption: str) -> list[tuple[int, int]]:
+        if self._make is None:
+            return super().spans(caption)
+        return self._whole_encoder().spans(caption)
+
     def dropped(self, features: Tensor, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """A batch's features (B, L, D) and mask (B, L), with the empty caption's where `rows` (B,) is true.
 

@@ -63,6 +63,9 @@ class ClassEncoder(TextEncoder):
         features = self.classes(rows.to(self.classes.weight.device)).unsqueeze(1)
         return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
 
+    def spans(self, caption: str) -> list[tuple[int, int]]:
+        return [(0, len(caption))]
+
     def extra_repr(self) -> str:
         return f"width={self.width}, classes={len(self.names)}"
 

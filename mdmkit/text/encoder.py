@@ -32,6 +32,15 @@ class TextEncoder(nn.Module):
         """Features (B, L, width), floating, and mask (B, L), bool, on the encoder's device."""
         raise NotImplementedError
 
+    def spans(self, caption: str) -> list[tuple[int, int]]:
+        """The characters [start, end) that each token of a caption stands for; empty where it is none.
+
+        A span for each token that `encode` gives, in order. ValueError where the encoder cannot say.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not say which characters a token stands for; give prompts no weights"
+        )
+
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.encode(captions)
 

@@ -115,6 +115,17 @@ class HFEncoder(TextEncoder):
         more = padded_length(mask.shape[1], self.max_tokens, self.pad) - mask.shape[1]
         return F.pad(features.to(self._place.dtype), (0, 0, 0, more)), F.pad(mask, (0, more))
 
+    def spans(self, caption: str) -> list[tuple[int, int]]:
+        """As the tokenizer says it; ValueError for one without Rust behind it, which does not."""
+        self.load()
+        assert self._loaded is not None
+        tokenizer = self._loaded.tokenizer
+        if not tokenizer.is_fast:
+            return super().spans(caption)
+        options = {"truncation": True, "max_length": self.max_tokens, "verbose": False}
+        found = tokenizer(caption, return_offsets_mapping=True, **options)["offset_mapping"]
+        return [(start, end) for start, end in found] or [(0, 0)]
+
     def _open_store(self) -> bool:
         """Whether the cache could be opened: it is named, and it is known which encoder this is."""
         known = None if self.cache is None else fingerprint(self.model, revision=self.revision)

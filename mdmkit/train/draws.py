@@ -11,7 +11,7 @@ from torch import Tensor
 from mdmkit.pyramid import Pyramid
 from mdmkit.streams import normal, stream
 
-__all__ = ["Rows", "draw_noise", "dropped", "micro_batches"]
+__all__ = ["Rows", "draw_noise", "dropped", "micro_batches", "numbered", "self_conditioned", "stopping"]
 
 
 @attrs.frozen
@@ -45,6 +45,24 @@ def micro_batches(rows_per_level: Sequence[int], *, rank: int, ranks: int, accum
     ]
 
 
+def stopping(rows_per_level: Sequence[int]) -> tuple[int, ...]:
+    """How many rows have each level as their top, from how many reach it."""
+    above = (*rows_per_level[1:], 0)
+    return tuple(here - beyond for here, beyond in zip(rows_per_level, above, strict=True))
+
+
+def numbered(
+    rows: Rows, rows_per_level: Sequence[int], before: Sequence[int]
+) -> list[tuple[int, int]]:
+    """For each row of a micro-batch its top level, and its number among all rows with that top level.
+
+    `before[r]` such rows came in earlier steps; within a step they count by their places.
+    """
+    tops = [sum(place < count for count in rows_per_level) - 1 for place in rows.places]
+    first = (*rows_per_level[1:], 0)  # the place of the first row that stops at a level
+    return [(top, before[top] + place - first[top]) for place, top in zip(rows.places, tops, strict=True)]
+
+
 def draw_noise(
     rows: Rows,
     resolutions: Sequence[tuple[int, int]],
@@ -71,3 +89,8 @@ def draw_noise(
 def dropped(rows: Rows, share: float, *, seed: int, step: int) -> list[bool]:
     """Which rows lose their caption, each with probability `share`."""
     return [share > 0 and stream(seed, step, place, "caption").random() < share for place in rows.places]
+
+
+def self_conditioned(rows: Rows, *, seed: int, step: int) -> list[bool]:
+    """Which rows are shown their own estimate, each with probability 1/2 (Chen et al. 2022, 2208.04202)."""
+    return [stream(seed, step, place, "estimate").random() < 0.5 for place in rows.places]

@@ -12,23 +12,25 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from mdmkit.data.by_size import BySize
 from mdmkit.data.loader import Batch, batches
 from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.growth import Plateau, Watch, ramp
 from mdmkit.pyramid import pyramid
-from mdmkit.resolutions import rows_per_level
+from mdmkit.resolutions import level_factors, step_rows
 from mdmkit.streams import seed_of
+from mdmkit.times import LearnsFromLosses
 
 from .conditions import micro_conditions, text_conditions
-from .draws import Rows, draw_noise, dropped, micro_batches
+from .draws import Rows, draw_noise, dropped, micro_batches, numbered, self_conditioned, stopping
 from .ema import EMA
-from .objective import Objective
+from .objective import Losses, Objective, row_losses
 from .optim import named_state, set_apart
 from .parallel import World, autocast
 from .signals import Interrupted, stop_signals
-from .state import OF_A_STAGE, Checkpoint, load_parts, parts_state, restore, save, write_text
+from .state import Checkpoint, load_parts, parts_state, restore, save, write_text
 
-__all__ = ["Parts", "Plan", "reached_rows", "train", "trained_parameters"]
+__all__ = ["Parts", "Plan", "beside_the_model", "reached_rows", "train", "trained_parameters"]
 
 
 @attrs.frozen
@@ -87,10 +89,12 @@ class Parts:
     time_sampler: Any
     resolutions: tuple[tuple[int, int], ...]
     frames: tuple[int, ...] | None = None  # of each level's pictures, where these are grids of frames
+    by_size: BySize | None = None  # read instead of the dataset where rows stop at their picture's size
+    weighting: nn.Module | None = None  # what a learned weighting learns; no part of the model
 
     def remembering(self) -> dict[str, Any]:
         """The parts that may decide by what they have seen, by their names in a checkpoint."""
-        names = ("lr_schedule", "resolution_sampler", "time_sampler")
+        names = ("lr_schedule", "resolution_sampler", "time_sampler", "weighting")
         return {name: getattr(self, name) for name in names}
 
 
@@ -102,6 +106,13 @@ def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.
     return named
 
 
+def beside_the_model(weighting: nn.Module | None) -> dict[str, nn.Parameter]:
+    """What the optimiser trains that is no part of the model: `weighting.*`, neither averaged nor clipped."""
+    if weighting is None:
+        return {}
+    return {f"weighting.{name}": parameter for name, parameter in weighting.named_parameters()}
+
+
 def reached_rows(plan: Plan, step: int, *, resolution_sampler: Any, ranks: int = 1) -> tuple[int, ...]:
     """How many rows of the global batch reach each level that this step trains, low to high.
 
@@ -111,8 +122,8 @@ def reached_rows(plan: Plan, step: int, *, resolution_sampler: Any, ranks: int =
         WrongInput: the batch does not split over ranks and micro-batches.
     """
     try:
-        shares = resolution_sampler.shares(plan.seed, step - plan.phase.first)
-        counts = rows_per_level(shares, plan.batch, multiple=ranks * plan.accumulate)
+        at, multiple = step - plan.phase.first, ranks * plan.accumulate
+        counts = step_rows(resolution_sampler, plan.seed, at, plan.batch, multiple)
     except ValueError as error:
         raise WrongInput(
             f"train.levels on {ranks} ranks, in {plan.accumulate} micro-batches: {error}"
@@ -153,6 +164,7 @@ def train(
     """
     levels, phase = len(parts.resolutions), plan.phase
     parameters = trained_parameters(parts.nest, parts.text)
+    optimized = parameters | beside_the_model(parts.weighting)
     ema = EMA(parameters, decay=plan.ema)
     for group in parts.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -165,9 +177,10 @@ def train(
     remembering = parts.remembering() | ({} if watch is None else {"plateau": watch})
     begins = resume is not None and resume.step == phase.first
     if resume is not None:
-        restore(resume, parameters, ema, parts.optimizer, new=phase.new if begins else frozenset())
-        # what only this stage watches has seen nothing yet
-        load_parts(resume, {k: v for k, v in remembering.items() if not (begins and k in OF_A_STAGE)})
+        # what is new has no state yet, nor has what watches the stage
+        new = phase.new if begins else frozenset()
+        restore(resume, parameters, ema, parts.optimizer, optimized, new=new)
+        load_parts(resume, remembering, begins=begins)
         step, bad_steps, bad_in_row = resume.step, resume.facts["bad_steps"], resume.facts["bad_in_row"]
         sums, taken = (
             torch.tensor(resume.facts["sums"], dtype=torch.float64, device=device),
@@ -178,11 +191,14 @@ def train(
     if world.is_main:
         forget_growth(run_dir, step)
     weights = torch.tensor(plan.level_weights or [1.0] * levels, device=device)
+    times = parts.time_sampler if isinstance(parts.time_sampler, LearnsFromLosses) else None
     parts.nest.train()
 
+    def counts_of(at: int) -> tuple[int, ...]:
+        return reached_rows(plan, at, resolution_sampler=parts.resolution_sampler, ranks=world.size)
+
     def rows_of(at: int) -> list[Rows]:
-        counts = reached_rows(plan, at, resolution_sampler=parts.resolution_sampler, ranks=world.size)
-        return micro_batches(counts, rank=world.rank, ranks=world.size, accumulate=plan.accumulate)
+        return micro_batches(counts_of(at), rank=world.rank, ranks=world.size, accumulate=plan.accumulate)
 
     def positions() -> Iterator[list[int]]:
         for at in range(step, plan.steps):
@@ -199,6 +215,15 @@ def train(
         for name, p in parameters.items():
             p.requires_grad_(learns[name] and (not still or name in phase.new))
         return world.wrap(parts.objective)
+
+    def positions_by_size(by_size: BySize) -> Iterator[list[int]]:
+        # each level goes through pictures of its own
+        for at in range(step, plan.steps):
+            counts = counts_of(at)
+            steps, multiple = at - phase.first, world.size * plan.accumulate
+            before = stopping(parts.resolution_sampler.so_far(steps, plan.batch, multiple))
+            rows = [row for rows in rows_of(at) for row in numbered(rows, counts, before)]
+            yield [by_size.position(level, number) for level, number in rows]
 
     def log(seconds: float) -> None:
         counts = world.sum(skipped, truncated, device=device)
@@ -245,7 +270,7 @@ def train(
             tensors = {
                 "model": parameters,
                 "ema": ema.averages,
-                "optimizer": named_state(parts.optimizer, parameters.items()),
+                "optimizer": named_state(parts.optimizer, optimized.items()),
             }
             if remembered := parts_state(remembering):
                 tensors["parts"] = remembered
@@ -261,7 +286,12 @@ def train(
     with (
         stop_signals() as asked_to_stop,
         contextlib.closing(
-            batches(parts.dataset, positions(), workers=plan.workers, pin_memory=device.type == "cuda")
+            batches(
+                parts.by_size or parts.dataset,
+                positions_by_size(parts.by_size) if parts.by_size else positions(),
+                workers=plan.workers,
+                pin_memory=device.type == "cuda",
+            )
         ) as loader,
     ):
         if resume is not None and not begins:  # the pictures of the stage before are drawn
@@ -281,8 +311,13 @@ def train(
             parts.nest.gains = tuple(fade if r in phase.new_levels else 1.0 for r in range(1, levels))  # type: ignore
             micros = rows_of(step)
             reached = len(micros[0].per_level)
+            factors = level_factors(parts.resolution_sampler, micros[0].per_level)
+            counted = fading[:reached]
+            if set(factors) != {1.0}:
+                counted = counted * counted.new_tensor(factors)
             cut = getattr(parts.text, "truncated", 0)
             losses = torch.zeros(levels, device=device)
+            seen: Tensor | None = None
             offset = 0
             for index, rows in enumerate(micros):
                 part = batch.rows(offset, offset + len(rows.places))
@@ -291,9 +326,12 @@ def train(
                 torch.manual_seed(seed_of(plan.seed, step, rows.places[0], "dropout"))
                 last = index == len(micros) - 1
                 with contextlib.nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
-                    by_level = forward(objective, parts, plan, part, rows, step, device)
-                    ((by_level * fading[:reached]).sum() / len(micros)).backward()
-                losses[:reached] += by_level.detach() / len(micros)
+                    said, t = forward(objective, parts, plan, part, rows, step, device)
+                    ((said.trained * counted).sum() / len(micros)).backward()
+                losses[:reached] += said.plain / len(micros)
+                if times is not None:
+                    told = times.tally(t, row_losses(said.rows, fading))
+                    seen = told if seen is None else seen + told
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), plan.clip or float("inf"))
             finite = torch.isfinite(losses).all() & torch.isfinite(norm)
             # the one moment of a step at which the CPU waits for the device; growth is rank 0's decision
@@ -324,6 +362,8 @@ def train(
                 bad_in_row = 0
                 parts.optimizer.step()
                 ema.update()
+                if times is not None and seen is not None:
+                    times.observe(world.total(seen))
                 sums += torch.cat([losses, norm.reshape(1)]).double()
                 taken = [count + (r < reached or r == levels) for r, count in enumerate(taken)]
             parts.optimizer.zero_grad(set_to_none=True)
@@ -390,18 +430,24 @@ def faded(weights: Tensor, levels: range, share: float) -> Tensor:
 
 def forward(
     objective: nn.Module, parts: Parts, plan: Plan, batch: Batch, rows: Rows, step: int, device: torch.device
-) -> Tensor:
-    """The losses by level of one micro-batch, with all its draws."""
+) -> tuple[Losses, Tensor]:
+    """The losses of one micro-batch, with all its draws, and the times of its rows."""
     pictures = batch.images.to(device, non_blocking=True).float() / 127.5 - 1
     sizes = parts.resolutions[: len(rows.per_level)]
     x = pyramid(pictures, sizes, rows.per_level, frames=parts.frames)
     eps = draw_noise(rows, parts.resolutions, seed=plan.seed, step=step, device=device)
-    t = parts.time_sampler.draw(plan.seed, step, list(rows.places), plan.batch).to(device)
+    t = parts.time_sampler.draw(plan.seed, step, list(rows.places), plan.batch)
+    given: dict[str, Any] = {}
+    if getattr(parts.nest, "self_conditioning", False):
+        given["estimated"] = self_conditioned(rows, seed=plan.seed, step=step)
+    if isinstance(parts.time_sampler, LearnsFromLosses):
+        given["importance"] = parts.time_sampler.importance(t).to(device)
+    t = t.to(device)
     drop = dropped(rows, plan.caption_dropout, seed=plan.seed, step=step)
     micros = micro_conditions(parts.nest, batch, device)
     try:
         text = text_conditions(parts.text, batch, drop, device)
         with autocast(plan.precision, device):
-            return objective(x, eps, t, micros=micros, **text)
+            return objective(x, eps, t, micros=micros, **text, **given), t
     except ValueError as error:  # a component's own words: an unknown class, a caption without features
         raise MdmkitError(f"step {step + 1}: {error}") from error

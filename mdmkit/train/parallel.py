@@ -33,10 +33,13 @@ class World:
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over ranks."""
+        return self.total(values) / self.size if self.size > 1 else values
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over ranks, the same bits on each."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
-            values /= self.size
         return values
 
     def any(self, *flags: bool | Tensor, device: torch.device) -> list[bool]:

@@ -284,10 +284,13 @@ def restore(
     parameters: Mapping[str, nn.Parameter],
     ema: EMA,
     optimizer: torch.optim.Optimizer,
+    optimized: Mapping[str, nn.Parameter] | None = None,
     *,
     new: frozenset[str] = frozenset(),
 ) -> None:
     """Load a checkpoint into a training, every name accounted for; those in `new` may be missing.
+
+    `optimized`: all that the optimiser trains, where that is more than the model's parameters.
 
     Raises:
         WrongInput: names or shapes differ, as when it was written by another recipe.
@@ -299,7 +302,7 @@ def restore(
     averages = {"averages": checkpoint.tensors["ema"], "updates": checkpoint.facts["ema"]}
     try:
         ema.load_state_dict(averages, new=parameters.keys() - expected.keys())
-        load_named_state(optimizer, parameters.items(), checkpoint.tensors["optimizer"])
+        load_named_state(optimizer, (optimized or parameters).items(), checkpoint.tensors["optimizer"])
     except ValueError as error:
         raise WrongInput(f"{checkpoint.path} does not fit this run: {error}") from error
 
@@ -318,8 +321,10 @@ def parts_state(parts: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def load_parts(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:
+def load_parts(checkpoint: Checkpoint, parts: Mapping[str, Any], *, begins: bool = False) -> None:
     """Give each part what `parts_state` had of it.
+
+    begins: at the first step of a stage of growth; what is not stored, or of another shape, is new there.
 
     Raises:
         WrongInput: something is stored of a part that remembers nothing, nothing of one that does, or it is
@@ -328,9 +333,13 @@ def load_parts(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:
     stored = checkpoint.tensors.get("parts", {})
     kept = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
     given: dict[str, dict[str, Tensor]] = {name: {} for name, part in kept.items() if part.state_dict()}
+    if begins:
+        given = {name: dict(kept[name].state_dict()) for name in given}
     for key, value in stored.items():
         name, _, inside = key.partition(".")
-        given.setdefault(name, {})[inside] = value
+        own = given.setdefault(name, {}).get(inside)
+        if not begins or (own is not None and own.shape == value.shape):
+            given[name][inside] = value
     for name, state in given.items():
         if name not in kept or not state:
             what = "remembers nothing" if state else "remembers something"

@@ -88,11 +88,28 @@ def test_the_largest_stage_of_growth_counts() -> None:
     text = FULL.replace("\nbatch = 64\n", "\n") + f"[growth]\nuse = 'staged'\nstages = {stages}\n"
     text = text.replace("\nsteps = 1_000\n", "\n").replace("batch = ", "steps = 1, batch = ")
     registry = stand_ins.registry()
-    assert build_report.micro_batch(loads(text, registry=registry), registry) == (64, 64)
+    assert set(build_report.micro_batches(loads(text, registry=registry), registry)) == {(64, 64)}
 
 
 def test_rows_that_stop_inside_do_not_count_outside() -> None:
     registry = load_registry(env={"MDMKIT_PLUGINS": ""})
     sets = ["train.batch=24", "train.accumulate=2", "train.levels={ use = 'mixed', shares = [0.25, 0.75] }"]
     recipe = load("mdmkit:quickstart", sets, registry)
-    assert build_report.micro_batch(recipe, registry) == (12, 9)
+    assert set(build_report.micro_batches(recipe, registry)) == {(12, 9)}
+
+
+def test_memory_is_that_of_the_largest_step_and_time_that_of_the_mean(asked: list[Any]) -> None:
+    registry = load_registry(env={"MDMKIT_PLUGINS": ""})
+    sets = [
+        "train.batch=12",
+        "train.levels={ use = 'stochastic', probabilities = [0.5, 0.5] }",
+        "run.device='cpu'",
+    ]
+    recipe = load("mdmkit:quickstart", sets, registry)
+    rows = build_report.micro_batches(recipe, registry)
+    assert set(rows) == {(12, 0), (12, 12)}
+    report = build_report.build_report(recipe, registry)
+    assert asked[0][2] == (12, 12)
+    outer = sum(reached for _, reached in rows) / len(rows)
+    seconds = 3 * (2.5e9 * 12 + 0.5e9 * outer) / 288e9
+    assert f"about {seconds:.3g} s a step" in report

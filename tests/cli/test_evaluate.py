@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mdmkit.cli.data_pictures import first_unseen
+from mdmkit.plugins import load_registry
+from mdmkit.recipe import load
+from mdmkit.recipe.stages import growth_of
 from tests.train import tiny
 
 MEASURED = tiny.RECIPE + '\n[evaluate]\nmetrics = ["prompt_accuracy"]\ncount = 70\n'
@@ -52,6 +56,21 @@ def test_a_metric_is_named_or_the_recipes(run: Path) -> None:
     assert named.code == 0
 
 
+def test_likelihood_looks_at_the_data_and_draws_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmkit.cli.run_pictures.drawn", None)
+    few = ("--metric", "likelihood", "--count", "5", "--set", "sample.batch=2")
+    done = tiny.here("evaluate", run, *few)
+    assert done.code == 0, done.err
+    numbers = {name: float(value) for name, value in (line.split() for line in done.out.splitlines())}
+    names = ("bits.0", "bits.1", "given.0", "given.1", "pictures")
+    assert list(numbers) == [f"likelihood.{name}" for name in names]
+    assert all(0 < value < 40 for value in numbers.values())
+    again = tiny.here("evaluate", run, *few[:-1], "sample.batch=5")
+    assert again == done, "a picture's bits are its own, whatever the batch"
+    # whoever knows nothing pays for every pixel: an untrained network predicts v = 0
+    assert numbers["likelihood.bits.1"] > 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -59,7 +78,7 @@ def test_a_metric_is_named_or_the_recipes(run: Path) -> None:
         (("--weights", "best"), "evaluate --weights: expected ema or model, got 'best'"),
         (("--set", "evaluate.metrics=[]"),
          "evaluate: the recipe measures nothing (evaluate.metrics is empty); say --metric "
-         "(known: prompt_accuracy)"),
+         "(known: likelihood, prompt_accuracy)"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(run: Path, arguments: tuple[str, ...], line: str) -> None:
@@ -79,3 +98,13 @@ def test_an_unknown_metric_is_one_line(run: Path) -> None:
     done = tiny.here("evaluate", run, "--metric", "prompt_acuracy")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "unknown metric 'prompt_acuracy'; did you mean 'prompt_accuracy'?" in done.err
+
+
+@pytest.mark.parametrize(("name", "trained"), [("quickstart", 850 * 32), ("tiny_grow", None)])
+def test_data_are_looked_at_where_training_ends(name: str, trained: int | None) -> None:
+    registry = load_registry(env={"MDMKIT_PLUGINS": ""})
+    recipe = load(f"mdmkit:{name}", registry=registry)
+    if trained is None:  # every stage counts
+        stages = growth_of(recipe, registry).stages
+        trained = sum((stage.steps or 0) * (stage.batch or recipe.train.batch or 0) for stage in stages)
+    assert first_unseen(recipe, registry) == trained > 0

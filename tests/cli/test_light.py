@@ -29,6 +29,7 @@ def heavy_after(code: str) -> list[str]:
         ["--help"],
         ["list"],
         ["list", "--json"],
+        ["list", "noise_schedule", "weighting", "time_sampler", "sampler", "guidance"],
         ["plugins"],
         ["schema"],
         ["explain", "optimizer/adamw"],

@@ -288,7 +288,7 @@ def test_features_that_do_not_fit_are_one_line(run: Path, tmp_path: Path) -> Non
     ("arguments", "line"),
     [
         (("--prompt", "x", "--negative-prompt", "y"),
-         "sample --negative-prompt: nothing leads away from it, as the recipe has no sample.guidance; "
+         "sample --negative-prompt: nothing leads away from it, as no sample.guidance of the recipe does; "
          "add --set 'sample.guidance=[{use=\"cfg\", scale=5.0}]'"),
         (("--prompt", "x", "--features", "y"),
          "sample --prompt: --features brings the text of every picture, the negative one too; "

@@ -57,6 +57,7 @@ def test_every_verb_has_help(cli: Cli, verb: str) -> None:
         (["check", "--bulid"], "mdmkit check: no such option: --bulid"),
         (["check"], "mdmkit check: missing argument"),
         (["list", "scheduel"], "unknown kind 'scheduel'; did you mean 'lr_schedule'? (known: attention, "),
+        (["list", "sampler", "scheduel"], "unknown kind 'scheduel'; did you mean 'lr_schedule'? (known: attention, "),
         (["explain", "noise_schedule/cosin"], "unknown noise_schedule 'cosin'; did you mean 'cosine'? (known: cosine, sigmoid)"),
         (["explain", "noise/cosine"], "unknown kind 'noise' (known: attention, "),
         (["explain", "cosine"], "expected KIND/NAME or RECIPE:PATH, got 'cosine', e.g. noise_schedule/cosine"),
@@ -82,6 +83,17 @@ def test_list(cli: Cli) -> None:
     ]
     names = {(row["kind"], row["name"]) for row in json.loads(cli("list", "--json").out)}
     assert {(c.kind, c.name) for c in stand_ins.COMPONENTS} == names
+
+
+def test_list_of_several_kinds_is_each_ones_in_their_order(cli: Cli) -> None:
+    kinds = ("sampler", "noise_schedule")
+    several = cli("list", *kinds)
+    lines = [line.split() for line in several.out.splitlines()]  # columns are as wide as all need
+    assert lines == [line.split() for kind in kinds for line in cli("list", kind).out.splitlines()]
+    assert cli("list", *kinds, kinds[0]) == several
+    rows = json.loads(cli("list", *kinds, "--json").out)
+    assert rows == [row for kind in kinds for row in json.loads(cli("list", kind, "--json").out)]
+    assert [line[0] for line in lines if line[0][-1] == ":"] == ["sampler:", "noise_schedule:"]
 
 
 def test_check_says_ok_on_stdout_and_problems_on_stderr(cli: Cli, full: Path, minimal: Path) -> None:

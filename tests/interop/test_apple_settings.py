@@ -197,6 +197,11 @@ DIFFERENT: dict[str, tuple[list[dict[str, Any]], int | None, str]] = {
         40,
         "model.levels[0].pooled_text: false; the released networks cannot read text without it",
     ),
+    "self_conditioning": (
+        [core(), shell(self_conditioning=True)],
+        40,
+        "model.levels[1].self_conditioning: true; the released networks have none",
+    ),
     "inner_input": (
         [core(), shell(inner_input=False)],
         40,

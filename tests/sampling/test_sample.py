@@ -11,7 +11,25 @@ from torch import Tensor
 
 from mdmkit.diffusion import Diffusion, NoiseLevel
 from mdmkit.pyramid import pool
-from mdmkit.sampling import Denoised, Denoiser, clip, ddim, ddpm, none, released, sample_pyramid
+from mdmkit.sampling import (
+    CFG,
+    Denoised,
+    Denoiser,
+    Interval,
+    clip,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2s_ancestral,
+    flow_heun,
+    heun,
+    lcm,
+    lms,
+    none,
+    released,
+    sample_pyramid,
+    unipc,
+)
 from mdmkit.sampling.rules import Rule
 from mdmkit.schedules import Cosine, LinearFlow, shift_levels
 from mdmkit.streams import normal
@@ -164,3 +182,49 @@ def test_scaled_pictures_come_out_as_pictures(rule: Rule, seeds: list[int], scal
     for level, wanted in enumerate(x0):
         torch.testing.assert_close(drawn[level], wanted.clamp(-1, 1))
         torch.testing.assert_close(shown[0][level], wanted.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_says_nan_is_named_by_step_and_level(level: int, value: float):
+    at_step: list[float] = []
+
+    def broken(z: Sequence[Tensor], t: Tensor, **_: object) -> tuple[Tensor, ...]:
+        said = list(nest(z, t))
+        at_step.append(float(t[0]))
+        if len(at_step) == 3 and level < len(z):
+            said[level] = said[level].clone()
+            said[level][1, 0, 0, 0] = value
+        return tuple(said)
+
+    with pytest.raises(
+        ValueError,
+        match="finite answers of the network, got NaN or infinity in step 3 of 4 "
+        rf"\(t = 0\.5\) at level {level}, pictures 1 of the batch; look for it in the weights",
+    ):
+        sample_pyramid(Denoiser(broken, diffusion), diffusion, SHAPES, [5, 6], steps=4)
+    at_step.clear()
+    if level == 2:  # a level that does not run says nothing
+        sample_pyramid(Denoiser(broken, diffusion), diffusion, SHAPES, [5, 6], steps=4, levels=2)
+
+
+def test_an_interval_outside_of_the_schedule_is_refused():
+    paired = Denoiser(nest, diffusion, cond=torch.zeros(1, 1, 4), uncond=torch.zeros(1, 1, 4))
+    # the cosine's logsnr is clamped
+    low, high = (float(diffusion.logsnr(torch.tensor(t, dtype=torch.float64), 0)) for t in (1.0, 0.0))
+    for logsnr in ((high + 1, high + 3), (low - 9, low - 1)):
+        guided = Interval(logsnr).wrap(CFG(2.0).wrap(paired))
+        with pytest.raises(ValueError, match=r"an interval that meets the schedule's logsnr, -.* to .* at"):
+            sample_pyramid(guided, diffusion, SHAPES, [0], steps=2)
+    for logsnr in ((low - 1, low + 1), (high - 1, high + 9), (low - 5, high + 5)):
+        sample_pyramid(Interval(logsnr).wrap(CFG(2.0).wrap(paired)), diffusion, SHAPES, [0], steps=2)
+
+
+@pytest.mark.parametrize(
+    "rule", [ddim, ddpm, dpmpp_2m, dpmpp_2s_ancestral, flow_heun, heun, lcm, lms, unipc]
+)
+def test_a_path_without_a_step_is_refused(rule: Rule):
+    z = tuple(torch.randn(1, *shape) for shape in SHAPES)
+    for path in ([], [diffusion.at(1.0)]):
+        with pytest.raises(ValueError, match=f"2 noise levels, a step between them, got {len(path)}"):
+            rule(denoise, z, path, lambda step, level: z[level])

@@ -76,6 +76,20 @@ def test_eps_leads_from_the_thresholded_picture_to_z(seed: int, t: float, scale:
     assert thresholded(perfect, none, diffusion) is perfect
 
 
+@given(seed=seeds)
+def test_each_level_has_its_threshold(seed: int):
+    diffusion, x0 = Diffusion(shift_levels(Cosine(), [4, 8])), (pictures(seed, spread=3.0), pictures(seed, 2))
+    z, at = (pictures(seed + 5), pictures(seed + 6, 2)), diffusion.at(0.5)
+    said = thresholded(Perfect(x0), [none, partial(clip, limit=0.5)], diffusion)(z, at)
+    assert torch.equal(said.x0[0], x0[0])
+    assert torch.equal(said.x0[1], clip(x0[1], limit=0.5))
+    # inner levels alone have theirs; levels without one are refused
+    inner = thresholded(Perfect(x0), [none, clip], diffusion)(z[:1], at)
+    assert torch.equal(inner.x0[0], x0[0])
+    with pytest.raises(ValueError, match="expected a threshold for each of 2 levels, low to high, got 1"):
+        thresholded(Perfect(x0), [clip], diffusion)(z, at)
+
+
 @pytest.mark.golden
 @pytest.mark.parametrize("case", ["ddpm", "deepfloyd"])
 @pytest.mark.parametrize(

@@ -93,7 +93,15 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
         "urls": str(shards(folder) / "part-{000000..000001}.tar"),
         "cache": str(folder / "cache"),
     },
+    "resolution_sampler/fixed": lambda folder: {"level": 1},
     "resolution_sampler/mixed": lambda folder: {"shares": (0.5, 0.25, 0.25)},
+    "resolution_sampler/stochastic": lambda folder: {"probabilities": (0.5, 0.25, 0.25)},
+    "resolution_sampler/curriculum": lambda folder: {
+        "start": (1.0, 0.0, 0.0),
+        "end": (0.0, 0.5, 0.5),
+        "steps": 100,
+    },
+    "guidance/auto": lambda folder: {"weak": str(folder)},
     "growth/staged": lambda folder: {"stages": staged("Stage", {}, {}, {})},
     "growth/freeze_then_thaw": lambda folder: {"stages": staged("FreezeStage", {}, {"freeze": 2}, {})},
     "growth/fade_in": lambda folder: {"stages": staged("FadeStage", {}, {"fade": 2}, {})},
@@ -126,6 +134,13 @@ def test_a_built_in_conforms(entry: Entry, registry: Registry, tmp_path: Path) -
 def test_every_kind_has_a_protocol_and_a_built_in(kind: str, registry: Registry) -> None:
     assert isinstance(load(KINDS[kind].protocol), type)
     assert registry.names(kind)
+
+
+@pytest.mark.parametrize("kind", ["core", "shell"])
+def test_levels_that_are_shown_their_estimate_conform(kind: str, registry: Registry) -> None:
+    entry = registry.find(kind, "unet")
+    settings = entry.component.settings(**SMALL_UNET, self_conditioning=True)
+    check_component(entry.component, settings=settings, registry=registry)
 
 
 def test_samples_name_components_that_exist() -> None:

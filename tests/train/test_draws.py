@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmkit.train.draws import Rows, draw_noise, dropped, micro_batches
+from mdmkit.train.draws import (
+    Rows,
+    draw_noise,
+    dropped,
+    micro_batches,
+    numbered,
+    self_conditioned,
+    stopping,
+)
 
 SIZES = ((2, 3), (4, 6), (8, 12))
 
@@ -32,6 +40,26 @@ def test_ranks_and_micro_batches_share_out_every_place_once(split: tuple[int, in
         # the rows that reach a level are the first of the global batch, and the first of each part
         reach = sorted(place for part in parts for place in part.places[: part.per_level[level]])
         assert reach == list(range(rows))
+
+
+@given(split=splits, by_step=st.lists(units, min_size=1, max_size=4))
+def test_rows_are_numbered_by_their_top_level_without_a_gap(
+    split: tuple[int, int], by_step: list[list[int]]
+) -> None:
+    ranks, accumulate = split
+    before, found = [0] * 3, []
+    for counts in by_step:
+        per_level = [count * ranks * accumulate for count in counts]
+        for rank in range(ranks):
+            for part in micro_batches(per_level, rank=rank, ranks=ranks, accumulate=accumulate):
+                rows = numbered(part, per_level, before)
+                found += rows
+                for level, count in enumerate(part.per_level):
+                    assert sum(top >= level for top, _ in rows) == count
+        before = [
+            had + more for had, more in zip(before, [*stopping(per_level), 0, 0], strict=False)
+        ]
+    assert sorted(found) == [(top, number) for top in range(3) for number in range(before[top])]
 
 
 def test_an_uneven_split_is_refused() -> None:
@@ -86,3 +114,21 @@ def test_the_share_of_dropped_captions() -> None:
     assert 150 < sum(dropped(rows, 0.1, seed=0, step=0)) < 250
     assert not any(dropped(rows, 0.0, seed=0, step=0))
     assert all(dropped(rows, 1.0, seed=0, step=0))
+
+
+@given(split=splits, seed=st.integers(0, 2**40), step=st.integers(0, 10**7))
+def test_a_place_is_shown_its_estimate_whoever_takes_it(split: tuple[int, int], seed: int, step: int) -> None:
+    ranks, accumulate = split
+    total = 4 * ranks * accumulate
+    whole = self_conditioned(Rows(tuple(range(total)), (total,)), seed=seed, step=step)
+    for rank in range(ranks):
+        for part in micro_batches([total], rank=rank, ranks=ranks, accumulate=accumulate):
+            assert self_conditioned(part, seed=seed, step=step) == [whole[place] for place in part.places]
+
+
+def test_half_of_the_rows_are_shown_their_estimate() -> None:
+    rows = Rows(tuple(range(2000)), (2000,))
+    first, second = (self_conditioned(rows, seed=0, step=step) for step in (0, 1))
+    assert abs(sum(first) - 1000) < 5 * 22.4
+    assert abs(sum(a == b for a, b in zip(first, second, strict=True)) - 1000) < 5 * 22.4
+    assert first != [not gone for gone in dropped(rows, 0.5, seed=0, step=0)]

@@ -17,8 +17,10 @@ from mdmkit.data import Sample
 from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import load
+from mdmkit.times import LossAwareTime
 from mdmkit.train.ema import EMA
 from mdmkit.train.loop import Parts, Plan, train, trained_parameters
+from mdmkit.train.objective import Losses, row_losses
 from mdmkit.train.parallel import World
 from mdmkit.train.signals import Interrupted
 from mdmkit.train.state import load as load_checkpoint
@@ -74,9 +76,10 @@ class Faulty(nn.Module):
         super().__init__()
         self.objective, self.spoil, self.calls = objective, spoil, 0
 
-    def forward(self, *args: Any, **given: Any) -> Tensor:
+    def forward(self, *args: Any, **given: Any) -> Losses:
         self.calls += 1
-        return self.objective(*args, **given) * self.spoil.get(self.calls, 1.0)
+        said, by = self.objective(*args, **given), self.spoil.get(self.calls, 1.0)
+        return said._replace(trained=said.trained * by, plain=said.plain * by)
 
 
 def test_a_bad_step_changes_nothing_and_is_counted(parts: Parts, tmp_path: Path) -> None:
@@ -321,3 +324,37 @@ def test_what_a_part_has_seen_is_in_the_checkpoint(recipe: Any, tmp_path: Path) 
 def test_parts_that_remember_nothing_leave_no_trace(parts: Parts, tmp_path: Path) -> None:
     run(parts, plan(steps=1), tmp_path)
     assert "parts" not in load_checkpoint(tmp_path / "checkpoints" / "step-0000001").tensors
+
+
+class Watched(nn.Module):
+    """An objective that keeps what it is given, and what it said."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective, self.given, self.said = objective, [], []
+
+    def forward(self, x: Any, eps: Any, t: Tensor, **given: Any) -> Losses:
+        said = self.objective(x, eps, t, **given)
+        self.given.append({"t": t, **given})
+        self.said.append(said)
+        return said
+
+
+def test_losses_teach_the_times_and_are_weighted_back(parts: Parts, tmp_path: Path) -> None:
+    times = LossAwareTime(bins=4, floor=0.5)
+    middle = (torch.arange(40, dtype=torch.float64) + 0.5) / 40
+    times.observe(times.tally(middle, middle**2))
+    taught = LossAwareTime(bins=4, floor=0.5)
+    taught.load_state_dict(times.state_dict())
+    objective = Watched(parts.objective)
+    watched = attrs.evolve(parts, objective=Faulty(objective, {2: float("nan")}), time_sampler=times)
+    run(watched, plan(steps=3, accumulate=2, level_weights=(1.0, 3.0)), tmp_path)
+    for step in range(3):
+        seen = torch.zeros(2, 4, dtype=torch.float64)
+        for given, said in list(zip(objective.given, objective.said, strict=True))[2 * step : 2 * step + 2]:
+            assert torch.equal(given["importance"], taught.importance(given["t"]))
+            assert float(given["importance"].std()) > 0
+            seen += taught.tally(given["t"], row_losses(said.rows, torch.tensor([1.0, 3.0])))
+        if step != 0:  # a bad one teaches nothing
+            taught.observe(seen)
+    assert all(torch.equal(ours, taught.state_dict()[name]) for name, ours in times.state_dict().items())

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from mdmkit.diffusion import Diffusion
 from mdmkit.schedules import Cosine, shift_levels
 from mdmkit.targets import SPACES, convert, mse
-from mdmkit.train.objective import Objective, pyramid_loss
+from mdmkit.train.objective import Objective, pyramid_loss, row_losses
 from mdmkit.weighting import Uniform
+from tests.nn import nests
 
 SIZES = ((4, 4), (8, 8))
 
@@ -42,7 +43,7 @@ def times(seed: int, rows: int) -> Tensor:
 def loss_of(said: Levels, x: Levels, eps: Levels, t: Tensor, *, diffusion: Diffusion, **how: Any) -> Tensor:
     """The loss of predictions at the noisy pictures of x and eps."""
     z = diffusion.noisy(x, eps, t)
-    return pyramid_loss(said, z, x, eps, t, diffusion=diffusion, **how)
+    return pyramid_loss(said, z, x, eps, t, diffusion=diffusion, **how).trained
 
 
 @attrs.frozen
@@ -101,6 +102,33 @@ def test_each_level_is_the_mean_over_its_own_rows(seed: int, outer: int, space: 
     ]
     for r in range(2):
         assert torch.allclose(together[r], torch.stack(alone[r]).mean())
+
+
+def test_learned_weights_and_importance_by_row() -> None:
+    x, eps, said, t = draw(0, 3, 2), draw(1, 3, 2), draw(2, 3, 2), times(3, 3)
+    process, importance = diffusion(), torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+
+    def u(logsnr: Tensor, level: int) -> Tensor:
+        return logsnr / 3 + level
+
+    z = process.noisy(x, eps, t)
+    how: dict[str, Any] = {"loss_space": "eps", "pixel_loss": mse, "weighting": Steep()}
+    plain = pyramid_loss(said, z, x, eps, t, diffusion=process, **how)
+    learned = pyramid_loss(
+        said, z, x, eps, t, diffusion=process, uncertainty=u, importance=importance, **how
+    )
+    assert torch.equal(plain.plain, plain.trained)
+    for r, rows in enumerate(plain.rows):
+        assert torch.allclose(rows.mean(), plain.trained[r])
+        counted = importance[: len(rows)]
+        assert torch.allclose(learned.plain[r], (counted * rows).mean())
+        at = u(process.logsnr(t[: len(rows)], r), r)
+        assert torch.allclose(learned.rows[r], rows / at.exp())
+        assert torch.allclose(learned.trained[r], (counted * (rows / at.exp() + at)).mean())
+    # rows of the outer level count for those that stop early too
+    total = row_losses(plain.rows, torch.tensor([1.0, 4.0], dtype=torch.float64))
+    assert torch.allclose(total.mean(), plain.trained[0] + 4 * plain.trained[1])
+    assert torch.allclose(total[2], plain.rows[0][2])
 
 
 def test_shares_leave_the_loss_unbiased() -> None:
@@ -172,7 +200,7 @@ def objective(net: Net, words: Words) -> Objective:
 
 def test_gradients_reach_network_and_text_and_only_levels_that_run() -> None:
     net, words = Net(), Words()
-    loss = objective(net, words)(draw(0, 3), draw(1, 3), times(0, 3), captions=["a", "bb", ""])
+    loss = objective(net, words)(draw(0, 3), draw(1, 3), times(0, 3), captions=["a", "bb", ""]).trained
     assert loss.shape == (1,)
     loss.sum().backward()
     inner, outer = net.scales
@@ -186,8 +214,8 @@ def test_gradients_reach_network_and_text_and_only_levels_that_run() -> None:
 def test_a_level_more_leaves_the_losses_below_as_they_are() -> None:
     model = objective(Net(), Words())
     x, eps, t = draw(0, 3, 2), draw(1, 3, 2), times(0, 3)
-    both = model(x, eps, t, captions=["a", "bb", ""])
-    inner = model(x[:1], eps[:1], t, captions=["a", "bb", ""])
+    both = model(x, eps, t, captions=["a", "bb", ""]).trained
+    inner = model(x[:1], eps[:1], t, captions=["a", "bb", ""]).trained
     assert torch.equal(both[:1], inner)
 
 
@@ -203,7 +231,71 @@ def test_scaled_pictures_are_trained_on_as_if_they_were_so(seed: int, scale: flo
 
     how: dict[str, Any] = {"loss_space": "x0", "pixel_loss": mse, "weighting": Uniform()}
     scaled = attrs.evolve(diffusion(), scales=(1.0, scale))
-    ours = Objective(Nest(), None, diffusion=scaled, **how)(x, eps, t)
-    plain = Objective(Nest(), None, diffusion=diffusion(), **how)((x[0], x[1] * scale), eps, t)
+    ours = Objective(Nest(), None, diffusion=scaled, **how)(x, eps, t).trained
+    plain = Objective(Nest(), None, diffusion=diffusion(), **how)((x[0], x[1] * scale), eps, t).trained
     assert torch.equal(ours, plain)
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+class Echo(nn.Module):
+    """Says something of z and of what it is shown; keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.calls: list[dict[str, Any]] = []
+
+    def forward(self, z, t, cond=None, cond_mask=None, micros=None, *, previous=None):
+        self.calls.append({"z": z, "t": t, "cond": cond, "micros": micros, "previous": previous})
+        shown = [0.0 if x is None else x for x in previous or [None] * len(z)]
+        return tuple(self.scale * level + old for level, old in zip(z, shown, strict=True))
+
+
+@pytest.mark.parametrize("estimated", [(True, False, True, True), (False, False, True, False)])
+def test_rows_are_shown_what_the_network_says_of_them_alone(estimated: tuple[bool, ...]) -> None:
+    net, process = Echo(), attrs.evolve(diffusion("eps"), scales=(1.0, 0.5))
+    model = Objective(net, None, diffusion=process, loss_space="eps", pixel_loss=mse, weighting=Uniform())
+    x, eps, t = draw(0, 4, 2), draw(1, 4, 2), times(0, 4)
+    told = {"cond": torch.randn(4, 2, 4), "micros": {"scale": torch.arange(4.0)}}
+    model(x, eps, t, estimated=estimated, **told)
+    first, second = net.calls
+    picked = [row for row, yes in enumerate(estimated) if yes]
+    assert torch.equal(first["t"], t[picked])
+    assert torch.equal(first["cond"], told["cond"][picked])
+    assert torch.equal(first["micros"]["scale"], told["micros"]["scale"][picked])
+    assert first["previous"] is None
+    assert len(first["z"]) == (2 if picked[0] < 2 else 1), "a level of which no row is picked does not run"
+    for r, (level, previous) in enumerate(zip(second["z"], second["previous"], strict=True)):
+        inside = [row for row in picked if row < len(level)]
+        if not inside:
+            assert previous is None
+            continue
+        assert torch.equal(first["z"][r], level[inside])
+        assert not previous.requires_grad
+        others = [row for row in range(len(level)) if row not in inside]
+        assert not previous[others].any()
+        for row in inside:
+            alpha, sigma = (float(scale[row]) for scale in process.alpha_sigma(t, r))
+            x0 = (level[row] - sigma * 0.3 * level[row]) / alpha
+            limit = (1.0, 0.5)[r]
+            assert torch.allclose(previous[row], x0.clamp(-limit, limit))
+            assert previous[row].abs().max() <= limit
+    # nothing is asked twice where nobody is shown anything
+    net.calls.clear()
+    model(x, eps, t, estimated=[False] * 4, **told)
+    assert [call["previous"] for call in net.calls] == [None]
+
+
+def test_an_estimate_takes_no_gradient_away_under_autocast() -> None:
+    torch.manual_seed(0)
+    net = nests.nest(1, self_conditioning=True, dtype=torch.float32)
+    nests.stir(net)
+    how: dict[str, Any] = {"loss_space": "v", "pixel_loss": mse, "weighting": Uniform()}
+    model = Objective(net, None, diffusion=diffusion(levels=1), **how)
+    x, eps = (torch.randn(2, 3, 4, 4) for _ in range(2))
+    told = nests.told(2)
+    told = {"cond": told["cond"].float(), "cond_mask": told["cond_mask"], "micros": told["micros"]}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        said = model((x,), (eps,), torch.tensor([0.4, 0.6]), estimated=[True, False], **told)
+    said.trained.sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []

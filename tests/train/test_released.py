@@ -88,7 +88,7 @@ class Case:
     compared: Compared
 
     def losses(self) -> Tensor:
-        return self.objective(self.x, self.eps, self.t, **self.given)
+        return self.objective(self.x, self.eps, self.t, **self.given).trained
 
 
 def recorded_loss(case: str, variant: str, dtype: torch.dtype = torch.float32) -> Case:
@@ -197,7 +197,7 @@ def test_losses_are_the_recorded_ones(case: str, variant: str):
             loss_space=it.objective.loss_space,
             pixel_loss=mse,
             weighting=Uniform(),
-        )
+        ).trained
         example[i] = sum(alone[r] * it.level_weights[r] / it.shares[r] for r in inside)
     torch.testing.assert_close(example, recorded["loss"], rtol=within, atol=0)
     if "weights" in recorded:
@@ -274,7 +274,7 @@ def three_steps(meta: dict[str, Any], dtype: torch.dtype) -> Trained:
             (io[f"{step}.time"].double() + 1) / 1000,
             cond=io[f"in.{step}.lm_outputs"],
             cond_mask=io[f"in.{step}.lm_mask"].bool(),
-        )
+        ).trained
         losses.sum().backward()
         made.losses.append(losses.sum().item())
         made.norms.append(nn.utils.clip_grad_norm_(nest.parameters(), meta["clip"]).item())

@@ -164,6 +164,79 @@ def test_two_ranks_train_on_the_same_draws_as_one(tmp_path: Path, whole: Path) -
             assert (ours[name] - theirs[name]).abs().max() < 2e-3, name
 
 
+LEARNS = """
+[diffusion]
+weighting = { use = "learned", channels = 16 }
+time_sampler = { use = "loss_aware", bins = 2, floor = 0.3 }
+"""
+SHOWN = tiny.RECIPE.replace("norm_groups = 4", "norm_groups = 4\nself_conditioning = true")
+
+
+def test_what_is_learned_beside_the_model_goes_on_too(tmp_path: Path) -> None:
+    recipe = tiny.write_recipe(tmp_path, SHOWN + LEARNS)
+    assert tiny.here("run", recipe, "--out", tmp_path / "one").code == 0
+    stopped = tiny.here("run", recipe, "--out", tmp_path / "two", *tiny.STOP, STOP_AT="7", STOP_BY="SIGINT")
+    assert stopped.code == 130
+    early = tiny.tensors(tmp_path / "two", 8)
+    assert tiny.here("run", "--resume", tmp_path / "two").code == 0
+    same(tmp_path / "two", tmp_path / "one")
+    end = tiny.tensors(tmp_path / "one", 12)
+    assert float(end["parts:time_sampler.draws"].sum()) == 12 * 8
+    assert float(early["parts:time_sampler.draws"].min()) >= 10, "losses decide before it is stopped"
+    assert all(end[f"model:levels.{r}.conv_self.weight"].abs().max() > 0 for r in range(2))
+    assert end["parts:weighting.levels.1.weight"].abs().max() > 0
+    assert "optimizer:exp_avg/weighting.levels.0.bias" in end
+    # no part of the model, nor averaged: the folder is that of a model without them
+    assert not [name for name in end if name.startswith(("model:", "ema:")) and "weighting" in name]
+    drawn = tiny.here("sample", tmp_path / "one", "--prompt", "a", "--out", tmp_path / "pictures")
+    assert drawn.code == 0, drawn.err
+    # the log has the loss before the weights: at the first step they are 1
+    first = tiny.numbers(tmp_path / "one")[0]
+    # and what is shown of itself counts nothing
+    plain = tiny.write_recipe(tmp_path, tiny.RECIPE)
+    few = ("--set", "train.steps=1", "--set", "sample.count=1")
+    assert tiny.here("run", plain, "--out", tmp_path / "plain", *few).code == 0
+    assert tiny.numbers(tmp_path / "plain")[0]["loss"] == pytest.approx(first["loss"], rel=1e-6)
+
+
+def test_a_stage_of_growth_goes_on_with_what_was_learned(tmp_path: Path) -> None:
+    one_stage = 'steps = 12\nbatch = 8\nlevels = { use = "mixed", shares = [0.5, 0.5] }\n'
+    assert one_stage in SHOWN
+    stages = "[{ levels = 1, steps = 6, batch = 8 }, { levels = 2, steps = 6, batch = 8 }]"
+    growth = f'\n[growth]\nuse = "staged"\nstages = {stages}\n'
+    recipe = tiny.write_recipe(tmp_path, SHOWN.replace(one_stage, "") + LEARNS + growth)
+    few = ("--set", "train.sample_every=100", "--set", "sample.count=1")
+    assert tiny.here("run", recipe, "--out", tmp_path / "one", *few).code == 0
+    stop = {"STOP_AT": "8", "STOP_BY": "SIGINT"}
+    assert tiny.here("run", recipe, "--out", tmp_path / "two", *few, *tiny.STOP, **stop).code == 130
+    assert tiny.here("run", "--resume", tmp_path / "two").code == 0
+    one, two = (tiny.tensors(tmp_path / name, 12) for name in ("one", "two"))
+    first = tiny.tensors(tmp_path / "one", 6)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert float(one["parts:time_sampler.draws"].sum()) == 12 * 8, "both stages count"
+    assert not [name for name in first if "weighting.levels.1" in name]
+    for name in ("parts:weighting.levels.1.bias", "optimizer:exp_avg/weighting.levels.1.bias"):
+        assert float(one[name].abs().sum()) > 0
+    # the head of the level that was there went on from where it was
+    steps = "optimizer:step/weighting.levels.{}.bias"
+    assert (float(one[steps.format(0)]), float(one[steps.format(1)])) == (12, 6)
+
+
+def test_ranks_agree_on_what_they_have_seen(tmp_path: Path) -> None:
+    recipe = tiny.write_recipe(tmp_path, SHOWN + LEARNS)
+    sets = ("--set", "train.sample_every=12")
+    assert tiny.here("run", recipe, "--out", tmp_path / "one", *sets).code == 0
+    done = tiny.mdmkit("run", recipe, "--out", tmp_path / "two", *sets, ranks=2)
+    assert done.code == 0, done.err
+    for ours, theirs in zip(tiny.numbers(tmp_path / "two"), tiny.numbers(tmp_path / "one"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+    one, two = (tiny.tensors(tmp_path / name, 12) for name in ("one", "two"))
+    for name in one:
+        if name.startswith("parts:"):
+            assert torch.allclose(one[name], two[name], rtol=1e-2, atol=2e-3), name
+
+
 def test_the_state_says_where_it_is(whole: Path) -> None:
     facts = json.loads((whole / "checkpoints" / "step-0000012" / "state.json").read_text(encoding="utf-8"))
     assert (facts["step"], facts["pictures"]) == (12, 96)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mdmkit_laplace.plugin import LaplaceSettings
+from mdmkit_cauchy.plugin import CauchySettings
 
 from mdmkit.testing import check_component
 
@@ -19,32 +19,32 @@ def mdmkit(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("settings", [LaplaceSettings(), LaplaceSettings(mean=-1.0, scale=1.0, limit=8.0)])
-def test_the_schedule_conforms(settings: LaplaceSettings) -> None:
-    check_component("noise_schedule/laplace.density", settings=settings)
+@pytest.mark.parametrize("settings", [CauchySettings(), CauchySettings(mean=-1.0, scale=0.3)])
+def test_the_schedule_conforms(settings: CauchySettings) -> None:
+    check_component("noise_schedule/cauchy.cauchy", settings=settings)
 
 
 def test_the_command_line_lists_the_schedule_and_the_recipe(tmp_path: Path) -> None:
     listed = json.loads(mdmkit("list", "noise_schedule", "--json", folder=tmp_path).stdout)
-    assert any(row["name"] == "laplace.density" and "mdmkit-laplace" in row["owner"] for row in listed)
+    assert any(row["name"] == "cauchy.cauchy" and "mdmkit-cauchy" in row["owner"] for row in listed)
     recipes = json.loads(mdmkit("list", "recipe", "--json", folder=tmp_path).stdout)
-    assert "laplace:tiny" in [row["name"] for row in recipes]
+    assert "cauchy:tiny" in [row["name"] for row in recipes]
 
 
 def test_the_recipe_checks_and_builds(tmp_path: Path) -> None:
-    done = mdmkit("check", "laplace:tiny", "--build", folder=tmp_path)
+    done = mdmkit("check", "cauchy:tiny", "--build", folder=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_resolved_recipe_pins_the_schedule(tmp_path: Path) -> None:
-    shown = mdmkit("show", "laplace:tiny", folder=tmp_path)
+    shown = mdmkit("show", "cauchy:tiny", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert '"laplace.density@1"' in shown.stdout
+    assert '"cauchy.cauchy@1"' in shown.stdout
 
 
 def test_a_few_steps_train_on_the_recipe(tmp_path: Path) -> None:
     overrides = ["--set", "train.steps=3", "--set", "train.log_every=1", "--set", "train.loggers=[]"]
-    done = mdmkit("run", "laplace:tiny", *overrides, "--out", "run", folder=tmp_path)
+    done = mdmkit("run", "cauchy:tiny", *overrides, "--out", "run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]

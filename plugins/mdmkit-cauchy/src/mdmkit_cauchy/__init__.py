@@ -1,0 +1,1 @@
+"""Cauchy's density over logsnr, as a noise schedule for mdmkit."""

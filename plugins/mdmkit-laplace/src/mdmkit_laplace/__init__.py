@@ -1,1 +1,0 @@
-"""Laplace's density over logsnr, as a noise schedule for mdmkit."""
