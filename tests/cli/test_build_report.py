@@ -13,6 +13,7 @@ from mdmkit import assemble
 from mdmkit.cli import build_report
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import load, loads
+from mdmkit.recipe.stages import stage_recipe
 from tests.recipe import stand_ins
 from tests.recipe.stand_ins import FULL
 
@@ -83,12 +84,14 @@ def test_durations(seconds: float, said: str) -> None:
     assert build_report.duration(seconds) == said
 
 
-def test_the_largest_stage_of_growth_counts() -> None:
+def test_each_stage_of_growth_counts_its_own_rows() -> None:
     stages = "[{ levels = 1, batch = 64 }, { levels = 2, batch = 16 }]"
     text = FULL.replace("\nbatch = 64\n", "\n") + f"[growth]\nuse = 'staged'\nstages = {stages}\n"
     text = text.replace("\nsteps = 1_000\n", "\n").replace("batch = ", "steps = 1, batch = ")
     registry = stand_ins.registry()
-    assert set(build_report.micro_batches(loads(text, registry=registry), registry)) == {(64, 64)}
+    recipe = loads(text, registry=registry)
+    by_stage = [build_report.micro_batches(stage_recipe(recipe, registry, i), registry) for i in (0, 1)]
+    assert list(map(set, by_stage)) == [{(64,)}, {(16, 16)}]
 
 
 def test_rows_that_stop_inside_do_not_count_outside() -> None:
