@@ -18,7 +18,6 @@ from mdmkit.recipe import load, loads
 from tests.recipe import stand_ins
 from tests.recipe.stand_ins import FULL
 
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -90,7 +89,7 @@ def test_durations(seconds: float, said: str) -> None:
 
 def test_each_stage_of_growth_has_its_table() -> None:
     registry = load_registry(env={"MDMKIT_PLUGINS": ""})
-    stages = "[{ levels = 1, steps = 3, batch = 8 }, { levels = 2, steps = 5, batch = 4, shares = [0.5, 0.5] }]"
+    stages = "[{levels = 1, steps = 3, batch = 8}, {levels = 2, steps = 5, batch = 4, shares = [0.5, 0.5]}]"
     text = (ROOT / "recipes/quickstart.toml").read_text(encoding="utf-8")
     text = re.sub(r"\n(steps = 850|batch = 32|levels = [^\n]*)(?=\n)", "", text)
     recipe = loads(f"{text}[growth]\nuse = 'staged'\nstages = {stages}\n", registry=registry)

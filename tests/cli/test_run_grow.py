@@ -1,4 +1,4 @@
-"""`mdmkit run` of a network that grows: one run, stopped anywhere, gone on with as if nothing had happened."""
+"""`mdmkit run` of a network that grows: one run, stopped anywhere, as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -66,9 +66,8 @@ def same(run: Path, whole: Path, steps: tuple[int, ...] = (4, 9, LAST)) -> None:
         assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
         told = []
         for at in (run, whole):
-            told.append(
-                json.loads((at / "checkpoints" / f"step-{step:07d}" / "state.json").read_text(encoding="utf-8"))
-            )
+            path = at / "checkpoints" / f"step-{step:07d}" / "state.json"
+            told.append(json.loads(path.read_text(encoding="utf-8")))
             del told[-1]["files"]  # run.toml says when it was begun, and how
         assert told[0] == told[1]
     for picture in (whole / "samples").glob("*.png"):
@@ -268,13 +267,13 @@ def test_forks_that_cannot_be_are_refused_and_leave_nothing(tmp_path: Path, whol
         ),
         (
             (*start, "0", *to, "--set", "model.levels[0].channels=[16, 16]"),
-            f"--from-stage 0: --set changes [model] of that stage, which {whole} has trained; start a new run "
-            "instead",
+            f"--from-stage 0: --set changes [model] of that stage, which {whole} has trained; "
+            "start a new run instead",
         ),
         (
             (*start, "1", *to, "--set", "model.levels[1].channels=[8, 16]"),
-            f"--from-stage 1: --set changes [model] of that stage, which {whole} has trained; start a new run "
-            "instead",
+            f"--from-stage 1: --set changes [model] of that stage, which {whole} has trained; "
+            "start a new run instead",
         ),
         (
             (*start, "0", *to, "--set", "data.objects=[1, 2]"),

@@ -363,4 +363,4 @@ def fixed_loss(stage: StageRun) -> float:
     eps, t = torch.randn(x.shape, generator=generator), torch.linspace(0.02, 0.98, 32)
     assert stage.parts.text is not None
     cond, mask = stage.parts.text([""] * 32)
-    return float(stage.parts.objective((x,), (eps,), t, cond=cond, cond_mask=mask))
+    return float(stage.parts.objective((x,), (eps,), t, cond=cond, cond_mask=mask).trained)
