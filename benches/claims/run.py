@@ -23,6 +23,7 @@ import json
 import shutil
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from mdmkit.cli.run import execute
 from mdmkit.cli.run_pictures import captions_of, compare
 from mdmkit.plugins import Registry, hookimpl, load_registry
 from mdmkit.recipe import Recipe, dumps, load
+from mdmkit.recipe.checks import uses
 from mdmkit.sampling.draw import draw
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -71,16 +73,21 @@ class Clock:
         self.seconds = time.process_time() - self.started
 
 
+def paths(arm: str) -> list[Path]:
+    """The recipes of an arm's trainings."""
+    return [HERE / f"{name}.toml" for name in PARTS.get(arm, (arm,))]
+
+
 def recipes_of(arm: str, seed: int, registry: Registry) -> list[Recipe]:
-    """The recipes of an arm's trainings, with this seed."""
-    paths = [HERE / f"{name}.toml" for name in PARTS.get(arm, (arm,))]
-    return [load(path, [f"run.seed={seed}"], registry) for path in paths]
+    """An arm's recipes with this seed."""
+    return [load(path, [f"run.seed={seed}"], registry) for path in paths(arm)]
 
 
 def digest(arm: str, registry: Registry) -> str:
-    """Of what the arm's recipes say, whatever the seed."""
-    said = "\n".join(dumps(recipe) for recipe in recipes_of(arm, 0, registry))
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    """Of what the arm's recipes say and of the components' versions: of what gives other numbers."""
+    said = [tomllib.loads(path.read_text(encoding="utf-8")) for path in paths(arm)]
+    used = [sorted({u.pinned for _, u in uses(recipe)}) for recipe in recipes_of(arm, 0, registry)]
+    return hashlib.sha256(json.dumps([said, used], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def train_and_measure(recipe: Recipe, registry: Registry, folder: Path) -> tuple[dict[str, Any], float]:

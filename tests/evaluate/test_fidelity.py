@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mdmkit.cli.run_pictures import compare
 from mdmkit.data.sample import Sample
 from mdmkit.data.shapes import Shapes
 from mdmkit.evaluate.words import WordsNet, learn, load, save, telling
+from mdmkit.plugins import load_registry
+from mdmkit.recipe import loads
 from tests.train import tiny
 
 pytestmark = pytest.mark.skipif(find_spec("torch_fidelity") is None, reason="needs torch-fidelity")
@@ -135,8 +140,11 @@ class Ends:
 
 
 def test_pictures_kept_apart_are_never_learned_from() -> None:
-    _, told = learn(Ends([f"a {'flag' if i % 2 else 'face'}" for i in range(80)]), steps=1, batch=4)
-    assert told["pictures"] < 80 / 2
+    apart = [zlib.crc32(str(i).encode()) % 8 == 0 for i in range(80)]
+    other = ("flag", "face")
+    net, told = learn(Ends(["secret" if hidden else other[i % 2] for i, hidden in enumerate(apart)]), steps=1)
+    assert net.words == ("face", "flag")
+    assert told["pictures"] == sum(apart)
 
 
 @pytest.mark.parametrize("captions", [["a face"] * 20, ["a", "an"] * 10, [""] * 20])
@@ -154,7 +162,8 @@ def test_telling_words_are_neither_everywhere_nor_rare() -> None:
 def test_pictures_of_another_size_are_brought_to_the_networks(learned: tuple[Path, dict[str, float]]) -> None:
     net, _ = load(learned[0])
     x = pictures(shapes(), 4)
-    torch.testing.assert_close(net.features(x.repeat_interleave(2, 2).repeat_interleave(2, 3)), net.features(x))
+    larger = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(net.features(larger), net.features(x))
     assert net.features(x[:, :, :8, :12]).shape == net.features(x).shape
 
 
@@ -202,7 +211,7 @@ def test_worse_pictures_lie_farther(learned: tuple[Path, dict[str, float]]) -> N
     ],
 )
 def test_wrong_settings_are_said(
-    settings: dict[str, str], line: str, learned: tuple[Path, dict[str, float]]
+    settings: dict[str, Any], line: str, learned: tuple[Path, dict[str, float]]
 ) -> None:
     from mdmkit.evaluate.fidelity import Fidelity
 
@@ -244,6 +253,27 @@ def test_a_run_measures_it_beside_pictures_that_it_has_not_seen(
     again = tiny.here("evaluate", tmp_path / "run")
     assert again.code == 0, again.err
     assert float(again.out.split()[1]) == pytest.approx(numbers["fidelity.frechet"], abs=1e-3)
+
+
+class Sees:
+    """A metric that keeps what it is shown."""
+
+    def __init__(self, data: int) -> None:
+        self.data, self.seen = data, torch.zeros(0, 3, 16, 16)
+
+    def beside(self, pictures: Tensor) -> None:
+        self.seen = torch.cat([self.seen, pictures])
+
+
+def test_each_metric_sees_as_many_pictures_of_the_data_as_it_wants() -> None:
+    registry = load_registry(env={"MDMKIT_PLUGINS": ""})
+    recipe = loads(tiny.RECIPE, registry=registry)
+    source, few, many = shapes(), Sees(3), Sees(70)
+    compare(recipe, registry, [few, many], source, torch.device("cpu"))
+    first = 12 * 8
+    assert torch.equal(many.seen, pictures(source, first + 70)[first:])
+    assert torch.equal(few.seen, many.seen[:3])
+    compare(recipe, registry, [], source, torch.device("cpu"))
 
 
 def test_weights_that_are_not_there_are_known_before_the_training(tmp_path: Path) -> None:
