@@ -151,6 +151,7 @@ def execute(
             start = start_of(stage_recipe(recipe, registry, 0), folder, registry, resumed=resumed)
             checkpoint = checkpoint_of(folder, recipe, registry, talk=ranks.is_main) if resumed else None
             assemble.check_guidance(recipe, registry)  # not after hours of training
+            assemble.metrics(recipe, registry)  # nor that a file of theirs is missing
             stage = stage_run(recipe, registry, checkpoint, device=device)
             if start is not None:
                 start.copy_into(trained_parameters(stage.parts.nest, stage.parts.text))

@@ -125,7 +125,7 @@ def test_killed_at_every_turn_and_resumed_equals_never_killed(tmp_path: Path, wh
         # while the last checkpoint of a stage is written; the one before was saved while the core was frozen
         (resumed, {"STOP_IN": "9"}, 6),
     ):
-        killed = tiny.mdmkit(*start, **told)
+        killed = tiny.mdmkit(*start, ranks=1, **told)
         assert killed.code == -9, (told, killed.err)
         assert names(run / "checkpoints")[-1] == f"step-{newest:07d}"
     done = tiny.here("run", "--resume", run)
