@@ -345,7 +345,7 @@ def test_old_levels_do_not_get_worse_when_a_level_is_grown(tmp_path: Path) -> No
     before = fixed_loss(first)
     go(first, tmp_path)
     trained = fixed_loss(first)
-    assert trained < 0.5 * before, "it has learned something that it could lose"
+    assert trained < 0.6 * before, "it has learned something that it could lose"
     stage = grown(recipe, REGISTRY, tmp_path, device="cpu")
     losses: list[float] = []
     go(stage, tmp_path, lambda step: losses.append(fixed_loss(stage)))
