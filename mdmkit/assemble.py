@@ -16,6 +16,7 @@ from mdmkit.recipe.checks import side
 if TYPE_CHECKING:
     import torch
 
+    from mdmkit.data.by_size import BySize
     from mdmkit.diffusion import Diffusion
     from mdmkit.nn import NestedUNet
     from mdmkit.plugins import Registry
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mdmkit.train.loop import Parts, Phase, Plan
 
 __all__ = [
+    "by_size",
     "check_guidance",
     "cond_dim",
     "dataset",
@@ -306,6 +308,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
     from mdmkit.train.objective import Objective
 
     source = dataset(recipe, registry)  # first: what is wrong with files is known soonest
+    sampler, sorted_by_size = by_size(recipe, registry, source)
     torch.manual_seed(seed_of(recipe.run.seed, "parameters"))
     # made on the CPU, so that a seed gives the same start on every device
     network = nest(recipe, registry).to(device)
@@ -334,12 +337,37 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         dataset=source,
         optimizer=optimizer(recipe, registry, list(trained.items())),
         lr_schedule=lr_schedule(recipe, registry),
-        resolution_sampler=resolution_sampler(recipe, registry),
+        resolution_sampler=sampler,
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
         frames=frames(recipe),
+        by_size=sorted_by_size,
         weighting=heads,
     )
+
+
+def by_size(recipe: Recipe, registry: Registry, source: Any) -> tuple[Any, BySize | None]:
+    """The resolution sampler, and, where its rows stop at their picture's size, the data sorted by that.
+
+    Raises:
+        WrongInput: the data do not know their sizes, or no picture is as large as a level.
+    """
+    from mdmkit.data.by_size import BySize
+    from mdmkit.resolutions import BySource
+
+    sampler, sizes = resolution_sampler(recipe, registry), resolutions(recipe)
+    if not isinstance(sampler, BySource):
+        return sampler, None
+    found = BySize(source, sizes, own_only=sampler.row_shares is None)
+    try:
+        return sampler.over(found.counts), found
+    except ValueError as error:
+        levels = ", ".join(f"{r}: {h} x {w}" for r, (h, w) in enumerate(sizes))
+        largest = " x ".join(map(str, found.largest or ()))
+        raise WrongInput(
+            f"train.levels = by_source: {error} (levels {levels}; the largest picture is {largest}); leave "
+            "that level out, or take larger pictures"
+        ) from error
 
 
 def hold_empty_features(recipe: Recipe, text: Any, source: Any) -> None:

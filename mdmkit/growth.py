@@ -266,10 +266,21 @@ class Net2Wider(Staged):
             raise ValueError(f"expected 0 <= split < 1, got {self.split}")
 
     def network(self, settings: Any, stage: int, level: int) -> Any:
-        """Channels divided; the width of the embedding is that of the whole network."""
+        """Channels divided; the width of the embedding is that of the whole network.
+
+        ValueError where they cannot be, or could not be widened again without changing what is said.
+        """
         divisor = self.stages[stage].divisor(level)
         if divisor == 1:
             return settings
+        if odd := [width for width in settings.channels if width % divisor]:
+            raise ValueError(f"narrower = {divisor} does not divide the {odd[0]} channels of level {level}")
+        temporal = getattr(settings, "temporal_attention", 0)
+        if temporal if isinstance(temporal, int) else any(temporal):
+            raise ValueError(
+                f"level {level} has temporal_attention, whose heads are of one size, so that more channels "
+                "are other heads; leave narrower out there"
+            )
         changes: dict[str, Any] = {"channels": tuple(width // divisor for width in settings.channels)}
         if hasattr(settings, "emb_dim"):
             changes["emb_dim"] = settings.emb_dim or 4 * settings.channels[0]
@@ -300,6 +311,12 @@ class Deepen(Staged):
         return attrs.evolve(settings, extra_blocks=fewer)
 
 
+def extra_blocks_of(settings: Any, stage: int) -> int:
+    """How many extra blocks a stage of a network has."""
+    has = getattr(settings, "extra_blocks", 0)
+    return has if isinstance(has, int) else has[stage]
+
+
 @attrs.frozen
 class Stack(Deepen):
     """As deepen, but a new block starts as a copy of the one before it: what the network says changes.
@@ -308,6 +325,20 @@ class Stack(Deepen):
     """
 
     preserves: ClassVar[bool] = False
+
+    def network(self, settings: Any, stage: int, level: int) -> Any:
+        """As deepen. ValueError where a stage of a network has no block that a new one could be a copy of."""
+        fewer = Deepen.network(self, settings, stage, level)
+        channels, blocks = getattr(settings, "channels", ()), getattr(settings, "blocks", 2)
+        for i in range(1, len(channels)):
+            has, had = (extra_blocks_of(one, i) for one in (settings, fewer))
+            one = (blocks if isinstance(blocks, int) else blocks[i]) == 1
+            if has and not had and one and channels[i] != channels[i - 1]:
+                raise ValueError(
+                    f"level {level} has one block in its stage of {channels[i]} channels, which no other has "
+                    "the shapes of, and stacking copies blocks; give it two in blocks, or take deepen"
+                )
+        return fewer
 
     def carry(
         self, old: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], *, moment: int = 0

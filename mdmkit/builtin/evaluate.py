@@ -14,9 +14,9 @@ __all__ = ["COMPONENTS", "Fidelity", "Likelihood"]
 class Likelihood:
     """Variational bounds of the data's pictures at every level, in bits per dimension."""
 
-    draws: int = opt(16, "noise levels a picture, one in each equal part of logsnr", ge=1)
+    draws: int = opt(16, "noise levels a picture, evenly over logsnr; 16 or more", ge=1)
     logsnr_max: float = opt(12.0, "where pixels are read: as near to it as the schedule comes")
-    seed: int = opt(0, "of noise levels and noise", ge=0)
+    seed: int = opt(0, "of the noise", ge=0)
 
 
 @attrs.frozen

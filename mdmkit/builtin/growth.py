@@ -107,6 +107,8 @@ def stage_problems(stages: Sequence[Stage]) -> Found:
         for name in ("warmup", "freeze", "fade"):
             yield from ramp_problems(here, name, stage, before)
         before = max(before, stage.levels)
+    if stages and stages[-1].plateau is not None:
+        yield f"stages[{len(stages) - 1}].plateau", "no stage follows that could begin sooner; leave it out"
 
 
 def ramp_problems(here: str, name: str, stage: Any, before: int) -> Found:
@@ -119,11 +121,25 @@ def ramp_problems(here: str, name: str, stage: Any, before: int) -> Found:
             f"{here}.{name}",
             "is for what a stage adds to the one before, and this is the first; leave it out",
         )
-    elif stage.steps is not None and steps > stage.steps:
-        yield f"{here}.{name}", f"{steps} steps are more than the stage's {stage.steps}"
-    elif name != "warmup" and stage.levels == before:
-        what = "no trainable parameter is left" if name == "freeze" else "nothing is there to be faded in"
+    elif (length := length_of(stage)) is not None and steps > length:
+        yield f"{here}.{name}", f"{steps} steps are more than the stage's {length}"
+    elif stage.levels == before and not (name == "warmup" and hasattr(stage, "extra_blocks")):
+        what = NOTHING_NEW[name]
         yield f"{here}.{name}", f"the stage adds no level to the {before} before it: {what}; leave it out"
+
+
+NOTHING_NEW = {
+    "warmup": "nothing is there to be warmed up",
+    "freeze": "no trainable parameter is left",
+    "fade": "nothing is there to be faded in",
+}
+
+
+def length_of(stage: Stage) -> int | None:
+    """The steps of a stage, where it says them, or pictures and a batch."""
+    if stage.images is None or stage.batch is None:
+        return stage.steps
+    return -(-stage.images // stage.batch)
 
 
 @attrs.frozen
@@ -182,7 +198,7 @@ class Net2Wider:
                     f"expected one number a level of the stage, {stage.levels}, got {len(stage.narrower)}",
                 )
                 return
-            for r in range(before.levels if before is not None else 0):
+            for r in range(min(before.levels, stage.levels) if before is not None else 0):
                 was, now = (divisor(one, r) for one in (before, stage) if one is not None)
                 if was % now:
                     yield here, f"level {r} goes from 1/{was} to 1/{now} of its width, no whole multiple"

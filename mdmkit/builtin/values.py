@@ -210,20 +210,6 @@ class MultiScale:
     power: float = opt(1.0, "a scale of side s counts (side / s) to this power")
 
 
-@attrs.frozen
-class All:
-    """Every row trains every level."""
-
-
-@attrs.frozen
-class Mixed:
-    """A fixed part of each batch stops at each level."""
-
-    shares: tuple[float, ...] = opt(
-        help="for each level, low to high, the part of the rows that stop there", ge=0.0
-    )
-
-
 COMPONENTS: list[Component] = [
     Component("noise_schedule", "cosine", Cosine, "mdmkit.schedules:Cosine"),
     Component("noise_schedule", "ddpm", DDPM, "mdmkit.schedules:DDPM"),
@@ -249,6 +235,4 @@ COMPONENTS: list[Component] = [
     Component("loss", "mse", MSE, "mdmkit.targets:mse"),
     Component("loss", "huber", Huber, "mdmkit.targets:huber"),
     Component("loss", "multiscale", MultiScale, "mdmkit.targets:multiscale"),
-    Component("resolution_sampler", "all", All, "mdmkit.resolutions:All"),
-    Component("resolution_sampler", "mixed", Mixed, "mdmkit.resolutions:Mixed"),
 ]

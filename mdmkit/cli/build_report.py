@@ -40,7 +40,8 @@ def stage_report(recipe: Recipe, registry: Registry) -> str:
     sides = assemble.resolutions(recipe)
     width = assemble.cond_dim(recipe)
     tokens = (getattr(recipe.text.settings, "max_tokens", None) or 1) if recipe.text else 0
-    reached = micro_batch(recipe, registry)
+    by_step = micro_batches(recipe, registry)
+    reached = tuple(map(max, zip(*by_step, strict=True)))
     costs = level_costs(nest, sides, reached, tokens, width)
     rows = [["level", "network", "picture", "channels", "parameters", "GFLOP a picture", "training memory"]]
     for r, (level, (h, w), cost) in enumerate(zip(recipe.model.levels, sides, costs, strict=True)):
@@ -66,7 +67,8 @@ def stage_report(recipe: Recipe, registry: Registry) -> str:
         from mdmkit import start as starts
 
         start = [f"  {starts.find(recipe, registry)}"]
-    flops = sum(cost.flops * count for cost, count in zip(costs, reached, strict=True))
+    steps = [sum(cost.flops * count for cost, count in zip(costs, rows, strict=True)) for rows in by_step]
+    flops = sum(steps) / len(steps)
     time = f"  {training_time(recipe, flops * recipe.train.accumulate)}"
     return "\n".join([aligned(rows), memory, time, *start])
 
@@ -111,15 +113,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / day:,.0f} days" if seconds < 730 * day else f"{seconds / day / 365.25:,.0f} years"
 
 
-def micro_batch(recipe: Recipe, registry: Registry) -> tuple[int, ...]:
-    """Rows that reach each level in one pass on one device."""
-    from mdmkit.resolutions import rows_per_level
+def micro_batches(recipe: Recipe, registry: Registry) -> list[tuple[int, ...]]:
+    """Rows that reach each level in one pass on one device, in several steps."""
+    from mdmkit.resolutions import rows_per_level, some_steps
 
     batch = recipe.train.batch
     assert batch is not None, "recipes are checked for it, stage by stage"
-    shares = assemble.resolution_sampler(recipe, registry).shares(recipe.run.seed, 0)
-    parts = recipe.train.accumulate
-    return tuple(rows // parts for rows in rows_per_level(shares, batch, multiple=parts))
+    sampler, parts = assemble.resolution_sampler(recipe, registry), recipe.train.accumulate
+    found = []
+    for step in some_steps(recipe.train.steps):
+        rows = rows_per_level(sampler.shares(recipe.run.seed, step), batch, multiple=parts)
+        found.append(tuple(count // parts for count in rows))
+    return found
 
 
 def size(count: float) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.pyramid import Pyramid
     from mdmkit.recipe.schema import Recipe
-    from mdmkit.sampling.denoise import Denoiser
+    from mdmkit.sampling.denoise import Denoise
 
 __all__ = ["data_pictures", "first_unseen", "plain_pictures"]
 
@@ -54,7 +54,7 @@ def data_pictures(
     *,
     count: int,
     batch: int,
-) -> Iterator[tuple[Denoiser, Pyramid, list[int]]]:
+) -> Iterator[tuple[Denoise, Pyramid, list[int]]]:
     """`count` pictures from `first_unseen` on, `batch` at a time: pyramids in [-1, 1] and their positions,
     each with the network as a denoiser that knows their captions.
 
@@ -78,4 +78,5 @@ def data_pictures(
         except ValueError as error:
             raise MdmkitError(f"text: {error}") from error
         micros = micro_conditions(nest, part, device)
-        yield Denoiser(nest, diffusion, micros=micros or None, **told), x, list(part.positions)
+        denoiser = Denoiser(nest, diffusion, micros=micros or None, **told)
+        yield denoiser, x, list(part.positions)

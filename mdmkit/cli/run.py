@@ -89,10 +89,12 @@ def command(
         modules = list(dict.fromkeys([*run_facts(resume).get("plugins_by_module", []), *plugins]))
         registry = open_registry(modules)
         parsed = resumed_recipe(resume, sets, registry, allow_pipe=allow_pipe, fixed_model=from_stage is None)
+        first = os.environ.get("RANK", "0") == "0"  # of several processes one does what is done to folders
         if out is not None and from_stage is not None:
-            fork(resume, from_stage, out)
+            if first:
+                fork(resume, from_stage, out, parsed, registry)
             resume = out
-        if grow_now:
+        if grow_now and first:
             ask_to_grow(resume, parsed, registry)
             if in_use(resume):
                 print(f"the process that trains {resume} ends its stage at its next step", file=sys.stderr)
@@ -252,6 +254,9 @@ def work(
             if start is not None:
                 told.event(0, "started_from", start.facts())
                 told.note(str(start))
+            if stage.parts.by_size is not None:
+                told.event(told.step, "pictures_by_size", stage.parts.by_size.facts())
+                told.note(str(stage.parts.by_size))
             told.padding(recipe, stage.parts.nest)
             registry.hook.mdmkit_run_start(run=info)
 

@@ -13,7 +13,7 @@ from mdmkit.errors import WrongInput
 
 from .open_model import Model, Weights, check_weights, open_model
 from .options import Plugins, Sets
-from .sample_edit import Canvas, Init, Low, Mask, Sources, Strength, ToPrompt, ToSeed
+from .sample_edit import Canvas, Init, Low, Mask, Passes, Sources, Strength, ToPrompt, ToSeed
 from .sample_prompts import Region, WeightedPrompts, check_prompts, regions_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def command(
     strength: Strength = None,
     mask: Mask = None,
     low: Low = None,
+    passes: Passes = None,
     to_seed: ToSeed = None,
     to_prompt: ToPrompt = None,
     canvas: Canvas = None,
@@ -76,7 +77,7 @@ def command(
         raise WrongInput(
             f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'"
         )
-    sources = Sources(init, strength, mask, low, to_seed, to_prompt, canvas)
+    sources = Sources(init, strength, mask, low, to_seed, to_prompt, canvas, passes)
     given = {"sample.steps": steps, "sample.seed": seed}
     overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
     folder, recipe, registry = open_model(model, overrides, plugins, allow_pipe=True)  # no data is read

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mdmkit.sampling.seeds import Seed
     from mdmkit.sampling.windows import Windows
 
-__all__ = ["Canvas", "Init", "Low", "Mask", "Sources", "Strength", "ToPrompt", "ToSeed"]
+__all__ = ["Canvas", "Init", "Low", "Mask", "Passes", "Sources", "Strength", "ToPrompt", "ToSeed"]
 
 Init = Annotated[
     Path | None, typer.Option(help="draw variations of this picture; cropped to the model's size")
@@ -33,6 +33,9 @@ Mask = Annotated[
     Path | None, typer.Option(help="a picture of --init's size: where it is white, --init is kept")
 ]
 Low = Annotated[Path | None, typer.Option(help="draw the levels above this picture of a level's size")]
+Passes = Annotated[
+    int | None, typer.Option(help="with --mask or --low: go through each 5 steps so often, to fit better")
+]
 ToSeed = Annotated[int | None, typer.Option(help="--count pictures on the way from --seed to this seed")]
 ToPrompt = Annotated[
     str | None, typer.Option(help="--count pictures on the way from the prompt to this one, of one seed")
@@ -53,6 +56,7 @@ class Sources:
     to_seed: int | None
     to_prompt: str | None
     canvas: str | None
+    passes: int | None = None
 
     def __attrs_post_init__(self) -> None:
         for name, value in (("--strength", self.strength), ("--mask", self.mask)):
@@ -64,6 +68,10 @@ class Sources:
             )
         if self.low is not None and self.init is not None:
             raise WrongInput("sample --low: gives the picture to draw for, as --init does; leave one out")
+        if self.passes is not None and self.mask is None and self.low is None:
+            raise WrongInput("sample --passes: fits the rest to --mask or --low, and neither is given")
+        if self.passes is not None and self.passes < 1:
+            raise WrongInput(f"sample --passes: expected a number of at least 1, got {self.passes}")
         if self.to_seed is not None and self.to_seed < 0:
             raise WrongInput(f"sample --to-seed: expected a seed of at least 0, got {self.to_seed}")
 
@@ -148,7 +156,8 @@ class Sources:
                     f"{' or '.join(f'{h}x{w}' for h, w in most[:-1]) or 'of which there is none'}, got "
                     f"{size[0]}x{size[1]}; resize it"
                 )
-            return None, known_low(tensor(self.low, "--low", size), resolutions)
+            known = known_low(tensor(self.low, "--low", size), resolutions)
+            return None, attrs.evolve(known, passes=self.passes or 1)
         if self.init is None:
             return None, None
         picture = tensor(self.init, "--init", resolutions[-1])
@@ -162,6 +171,7 @@ class Sources:
                 )
             mask = tensor(self.mask, "--mask", resolutions[-1]).mean(1, keepdim=True) > 0
             known = known_region(picture, mask, resolutions, frames=kept)
+            known = attrs.evolve(known, passes=self.passes or 1)
         strength = self.strength if self.strength is not None else 0.6 if known is None else 1.0
         return Start(pyramid(picture, resolutions, frames=kept), strength), known
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from pathlib import Path
 
-from mdmkit.errors import WrongInput
+import numpy as np
 
+from mdmkit.errors import WrongInput
+from mdmkit.streams import key_bytes
+
+from . import sizes
+from .fetch import cache_folder
 from .order import Order, Place
 from .pictures import EXTENSIONS, as_size, decode, fit
 from .sample import Sample, Unreadable, first_readable
@@ -92,7 +98,7 @@ class Folder:
     def sample(self, position: int) -> Sample:
         """The sample at this position; unreadable ones are passed over."""
         return first_readable(
-            self.order.candidates(position), lambda place: self._read(place, position), max_bad=self.max_bad
+            self.order.candidates(position), lambda place: self.read(place, position), max_bad=self.max_bad
         )
 
     def captions(self, count: int, held_out: bool = False) -> list[str]:
@@ -105,15 +111,31 @@ class Folder:
         """Every different caption of class subfolders, sorted."""
         return sorted({self._caption(name) for name in self.files}) if self.captions_from == "folders" else []
 
-    def _read(self, place: Place, position: int) -> Sample:
+    def read(self, place: Place, position: int, resolution: tuple[int, int] | None = None) -> Sample:
+        """The sample at a place, at the dataset's resolution or at another one; `position` draws the crop."""
+        resolution = resolution or self.resolution
         name = self.files[place.row]
         try:
-            picture, size = decode((self.root / name).read_bytes(), at_least=2 * max(self.resolution))
+            picture, size = decode((self.root / name).read_bytes(), at_least=2 * max(resolution))
             caption = self._caption(name)
         except Exception as error:  # decoders raise what they like on broken data
             raise Unreadable(name, f"{type(error).__name__}: {error}") from error
-        image = fit(picture, self.resolution, crop=self.crop, flip=self.flip, key=(self.seed, position))
+        image = fit(picture, resolution, crop=self.crop, flip=self.flip, key=(self.seed, position))
         return Sample(image=image, caption=caption, key=name, size=size)
+
+    def picture_sizes(self) -> list[np.ndarray]:
+        """(height, width) of every picture, (0, 0) where it cannot be opened: read once, and kept."""
+        files = [self.root / name for name in self.files]
+        status = [file.stat() for file in files]
+        states = [f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in zip(self.files, status, strict=True)]
+
+        def read() -> list[tuple[int, int]]:
+            if len(files) > 20_000:
+                print(f"reading the sizes of {len(files):,} pictures of {self.root}, once", file=sys.stderr)
+            return [sizes.header_size(file) for file in files]
+
+        where = sizes.kept_at(str(self.root), cache_folder(None))
+        return [sizes.kept(where, key_bytes(tuple(states)).hex(), read)]
 
     def _caption(self, name: str) -> str:
         if self.captions_from == "txt":

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from mdmkit.streams import stream
 
-__all__ = ["EXTENSIONS", "as_size", "decode", "fit", "shrink", "square_name"]
+__all__ = ["EXTENSIONS", "as_size", "decode", "fit", "shrink", "size_of", "square_name"]
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 ORIENTATION = 0x0112
@@ -29,6 +29,13 @@ def square_name(resolution: tuple[int, int]) -> str:
     return str(h) if h == w else f"{h}x{w}"
 
 
+def size_of(picture: Image.Image) -> tuple[int, int]:
+    """(height, width) of an opened picture as it stands upright; only its header is read."""
+    w, h = picture.size
+    turned = picture.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    return (w, h) if turned else (h, w)
+
+
 def decode(data: bytes, *, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """An encoded picture as upright RGB, and the (height, width) of the original.
 
@@ -37,12 +44,11 @@ def decode(data: bytes, *, at_least: int | None = None) -> tuple[Image.Image, tu
     1/4 or 1/8 of its size. ValueError or OSError where the data cannot be decoded.
     """
     picture = Image.open(io.BytesIO(data))
-    w, h = picture.size
-    turned = picture.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    size = size_of(picture)
     if at_least is not None:
         picture.draft(None, (at_least, at_least))
     picture = ImageOps.exif_transpose(picture)
-    return _rgb(picture), ((w, h) if turned else (h, w))
+    return _rgb(picture), size
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

@@ -114,12 +114,16 @@ class Shapes:
 
     def sample(self, position: int) -> Sample:
         """The picture, uint8 (h, w, 3), and caption at this position."""
+        return self.drawn(position, self.resolution)
+
+    def drawn(self, position: int, resolution: tuple[int, int]) -> Sample:
+        """The sample at this position, drawn at any resolution."""
         scene = self.scene(position)
         return Sample(
-            image=draw(scene, self.resolution),
+            image=draw(scene, resolution),
             caption=scene.caption,
             key=f"{position:09d}",
-            size=self.resolution,
+            size=resolution,
         )
 
     def scene(self, position: int) -> Scene:

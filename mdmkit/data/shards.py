@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import numpy as np
 
 from mdmkit.errors import MdmkitError, WrongInput
 
-from . import tarindex
+from . import sizes, tarindex
 from .fetch import cache_folder, local_files
 from .order import Order, Place
 from .pictures import EXTENSIONS, as_size, decode, fit
@@ -91,7 +92,7 @@ class WebDataset:
     def sample(self, position: int) -> Sample:
         """The sample at this position; unreadable ones are passed over."""
         return first_readable(
-            self.order.candidates(position), lambda place: self._read(place, position), max_bad=self.max_bad
+            self.order.candidates(position), lambda place: self.read(place, position), max_bad=self.max_bad
         )
 
     def captions(self, count: int, held_out: bool = False) -> list[str]:
@@ -168,15 +169,47 @@ class WebDataset:
             raise OSError(f"expected {size} bytes at {at}, got {len(data)}")
         return data
 
-    def _read(self, place: Place, position: int) -> Sample:
+    def picture_sizes(self) -> list[np.ndarray]:
+        """(height, width) of every picture by shard, (0, 0) where it cannot be opened: read once, and kept.
+
+        The smaller of what is stored and what json says of the original: what was enlarged before it was
+        stored is no larger for it.
+        """
+        new = [shard for shard in self.shards if not sizes.kept_at(str(shard), self.cache).exists()]
+        if len(new) > 16:
+            print(f"reading the sizes of pictures of {len(new)} shards, once", file=sys.stderr)
+
+        def of_shard(number: int) -> np.ndarray:
+            def read() -> list[tuple[int, int]]:
+                return [self._size(number, row) for row in range(int(self.order.sizes[number]))]
+
+            shard = self.shards[number]
+            return sizes.kept(sizes.kept_at(str(shard), self.cache), tarindex.state(shard), read)
+
+        return [of_shard(number) for number in range(len(self.shards))]
+
+    def _size(self, shard: int, row: int) -> tuple[int, int]:
+        members = self._index(shard).members(row)
+        try:
+            data = self._bytes(shard, members[_largest(members)])
+            stored = size = sizes.header_size(io.BytesIO(data))
+            if "json" in members:
+                size = _original(json.loads(self._bytes(shard, members["json"])), stored)
+        except (OSError, ValueError):
+            return 0, 0
+        return min(stored[0], size[0]), min(stored[1], size[1])
+
+    def read(self, place: Place, position: int, resolution: tuple[int, int] | None = None) -> Sample:
+        """The sample at a place, at the dataset's resolution or at another one; `position` draws the crop."""
+        resolution = resolution or self.resolution
         index = self._index(place.shard)
         name = str(index.keys[place.row])
         key = f"{self.shards[place.shard].name}/{name}"
         members = index.members(place.row)
         features = mask = None
         try:
-            span = members[_picture(members, self.resolution)]
-            picture, size = decode(self._bytes(place.shard, span), at_least=2 * max(self.resolution))
+            span = members[_picture(members, resolution)]
+            picture, size = decode(self._bytes(place.shard, span), at_least=2 * max(resolution))
             caption = self._caption(place.shard, members)
             if "json" in members:
                 size = _original(json.loads(self._bytes(place.shard, members["json"])), size)
@@ -184,7 +217,7 @@ class WebDataset:
                 features, mask = _features(self._bytes(place.shard, _member(members, FEATURES)))
         except Exception as error:  # decoders raise what they like on broken data
             raise Unreadable(key, f"{type(error).__name__}: {error}") from error
-        image = fit(picture, self.resolution, crop=self.crop, flip=self.flip, key=(self.seed, position))
+        image = fit(picture, resolution, crop=self.crop, flip=self.flip, key=(self.seed, position))
         return Sample(image, caption, key, size, features, mask)
 
     def _caption(self, shard: int, members: dict[str, tuple[int, int]]) -> str:
@@ -208,11 +241,14 @@ def _member(members: dict[str, tuple[int, int]], ext: str) -> tuple[int, int]:
     return members[ext]
 
 
+PACKED = re.compile(r"(\d+)(?:x(\d+))?\.png")
+
+
 def _picture(members: dict[str, tuple[int, int]], resolution: tuple[int, int]) -> str:
     """The member to decode: the smallest packed picture that reaches the resolution, else the whole one."""
     packed = []
     for ext in members:
-        match = re.fullmatch(r"(\d+)(?:x(\d+))?\.png", ext)
+        match = PACKED.fullmatch(ext)
         if match:
             h, w = int(match[1]), int(match[2] or match[1])
             # another aspect was cropped otherwise
@@ -224,6 +260,15 @@ def _picture(members: dict[str, tuple[int, int]], resolution: tuple[int, int]) -
         if ext in members:
             return ext
     raise ValueError(f"it has no picture (it has {', '.join(sorted(members))})")
+
+
+def _largest(members: dict[str, tuple[int, int]]) -> str:
+    """The member with the picture at its largest: the whole one, else the largest packed one."""
+    packed = [(int(match[1]), ext) for ext in members if (match := PACKED.fullmatch(ext))]
+    for ext in (*EXTENSIONS, *(ext for _, ext in sorted(packed, reverse=True))):
+        if ext in members:
+            return ext
+    raise ValueError("it has no picture")
 
 
 def _original(fields: Any, size: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from mdmkit.errors import MdmkitError
 
 from .fetch import locked
 
-__all__ = ["TarIndex", "beside", "count", "fingerprint", "load", "lookup", "make", "save", "scan"]
+__all__ = ["TarIndex", "beside", "count", "fingerprint", "load", "lookup", "make", "save", "scan", "state"]
 
 Found = TypeVar("Found")
 FORMAT = 1
@@ -141,12 +141,12 @@ def lookup(shard: Path, cache: Path, read: Callable[..., Found | None] = load) -
         found = read(beside(shard), stamp=fingerprint(shard))
         if found is not None:
             return found
-    return read(_kept(shard, cache), stamp=_state(shard))
+    return read(_kept(shard, cache), stamp=state(shard))
 
 
 def make(shard: Path, cache: Path) -> TarIndex:
     """The shard's index, made and kept in the cache if it is not there; as in `scan` where that fails."""
-    where, stamp = _kept(shard, cache), _state(shard)
+    where, stamp = _kept(shard, cache), state(shard)
     with locked(where):
         index = load(where, stamp=stamp)  # another rank may have been first
         if index is None:
@@ -159,6 +159,7 @@ def _kept(shard: Path, cache: Path) -> Path:
     return cache / "index" / f"{blake2b(str(shard).encode(), digest_size=12).hexdigest()}.npz"
 
 
-def _state(shard: Path) -> str:
+def state(shard: Path) -> str:
+    """What changes when a shard does: its size and time of change."""
     status = shard.stat()
     return f"{status.st_size} {status.st_mtime_ns}"

@@ -43,7 +43,7 @@ class Inspection:
 
     `loss_space`, `pixel_loss` and `weighting` as in training (`mdmkit.train.objective`); `enlarge`: whether a
     level's picture is the one below, enlarged, which grids of frames are not. Noise depends on (`seed`,
-    position, level, time).
+    position, level), and is the same at every time, for curves that are smooth.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Inspection:
         self.weighting, self.enlarge, self.seed = weighting, enlarge, seed
         self.pictures = 0
         self.sums: dict[str, Tensor] = {}
+        self.snr = torch.zeros(0, 0)  # (levels, times)
 
     @torch.no_grad()
     def examine(
@@ -72,7 +73,15 @@ class Inspection:
             self._add(f"sum.{level}", by_channel.sum(1))
             self._add(f"squares.{level}", by_channel.square().sum())
             self._add(f"numbers.{level}", torch.tensor(float(clean.numel())))
-        rows = [self._at(index, t, denoise, diffusion, x, positions) for index, t in enumerate(self.times)]
+        eps = tuple(
+            torch.stack([
+                normal(tuple(clean.shape[1:]), self.seed, position, level, "inspection",
+                       device=clean.device, dtype=clean.dtype)
+                for position in positions
+            ])
+            for level, clean in enumerate(x)
+        )  # fmt: skip
+        rows = [self._at(t, denoise, diffusion, x, eps) for t in self.times]
         for name in ("loss", "whole", "inner", "below"):
             self._add(name, torch.stack([row[name] for row in rows], 1))
         logsnr = [diffusion.at(t).logsnr[: len(x)] for t in self.times]
@@ -80,23 +89,9 @@ class Inspection:
         self.pictures += len(positions)
 
     def _at(
-        self,
-        index: int,
-        t: float,
-        denoise: Denoise,
-        diffusion: Diffusion,
-        x: Pyramid,
-        positions: Sequence[int],
+        self, t: float, denoise: Denoise, diffusion: Diffusion, x: Pyramid, eps: Pyramid
     ) -> dict[str, Tensor]:
         """Sums over pictures at one time, a number a level."""
-        eps = tuple(
-            torch.stack([
-                normal(tuple(clean.shape[1:]), self.seed, p, level, index, "inspection",
-                       device=clean.device, dtype=clean.dtype)
-                for p in positions
-            ])
-            for level, clean in enumerate(x)
-        )  # fmt: skip
         at, times = diffusion.at(t), torch.full((len(x[0]),), t, dtype=torch.float64)
         z = diffusion.noisy(x, eps, times)
         said = [denoise(z[: level + 1], at) for level in range(len(x))]
@@ -126,7 +121,7 @@ class Inspection:
             factors = [float(factor) for factor in ratio(x[r].shape[2:], guess.shape[2:])]
             below.append(_distance(F.interpolate(guess, scale_factor=factors, mode="nearest"), x[r]))
         return {
-            "loss": loss.plain.double().cpu() * len(positions),
+            "loss": loss.plain.double().cpu() * len(x[0]),
             "whole": torch.stack([_distance(whole.x0[r], clean) for r, clean in enumerate(x)]),
             "inner": torch.stack([_distance(said[r].x0[r], clean) for r, clean in enumerate(x)]),
             "below": torch.stack(below),

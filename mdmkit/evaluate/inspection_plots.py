@@ -65,26 +65,25 @@ def noise(
     axes: Any, diffusion: Diffusion, names: Sequence[str], sampler: TimeSampler, steps: Sequence[float]
 ) -> None:
     """logsnr of each level, dots where sampling asks the network, the density of training's times below."""
-    from matplotlib.ticker import MaxNLocator
-
     t = torch.linspace(0, 1, 501, dtype=torch.float64)
     density = axes.twinx()
     inside = t[1:-1]
     density.fill_between(inside, sampler.density(inside), color="0.88", linewidth=0)
     # the lowest fifth: the curves are what the plot is of
-    density.set_ylim(0, 5 * float(sampler.density(inside).max()))
-    density.yaxis.set_major_locator(MaxNLocator(10))
-    density.set_yticks([tick for tick in density.get_yticks() if tick <= density.get_ylim()[1] / 5])
+    peak = float(sampler.density(inside).max())
+    density.set_ylim(0, 5 * peak)
+    density.set_yticks([0, peak / 2, peak], ["0", f"{peak / 2:.2g}", f"{peak:.2g}"])
     density.set_ylabel("density of t in training (grey)", color="0.45", loc="bottom")
     density.tick_params(colors="0.45")
     density.spines["top"].set_visible(False)
     axes.set_zorder(density.get_zorder() + 1)
     axes.patch.set_visible(False)
     visited = torch.tensor([step for step in steps if step > 0], dtype=torch.float64)
+    size = 5 if len(visited) < 60 else 2
     for level, name in enumerate(names):
         colour = COLOURS[level % len(COLOURS)]
         axes.plot(t, diffusion.logsnr(t, level), color=colour, label=name)
-        axes.plot(visited, diffusion.logsnr(visited, level), ".", color=colour, markersize=5)
+        axes.plot(visited, diffusion.logsnr(visited, level), ".", color=colour, markersize=size)
     axes.axhline(0, color="0.7", linewidth=0.8)
     axes.set_ylabel("logsnr = ln(signal / noise power)")
     finish(axes, f"Noise of each level; dots: the {len(visited)} steps of sampling")

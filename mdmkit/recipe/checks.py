@@ -19,6 +19,12 @@ import attrs
 from .options import Use
 from .problems import Path, Problem
 from .schema import Data, Diffusion, Model, Sample, Train
+from .shares import (
+    batch_feeds_levels,
+    by_source_reads_pictures,
+    levels_are_shared_out,
+    levels_are_trained,
+)
 
 __all__ = ["cross_problems", "leads_away", "side", "uses"]
 
@@ -247,6 +253,10 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     steps_stand_once,
     growth_ends_whole,
     micro_batches_divide,
+    levels_are_shared_out,
+    levels_are_trained,
+    batch_feeds_levels,
+    by_source_reads_pictures,
     prompts_need_text,
     levels_that_join_are_averaged,
     core_and_text_agree,

@@ -111,6 +111,8 @@ def stage_problems(recipe: Recipe, registry: Registry) -> Iterator[Problem]:
             continue
         try:
             resolve(stage_recipe(recipe, registry, i), registry)
+        except ValueError as error:  # the strategy's own: a network that it cannot make smaller
+            yield Problem(path, str(error))
         except RecipeError as error:
             for located in error.problems:
                 where = format_path(located.problem.path)

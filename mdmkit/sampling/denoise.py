@@ -72,9 +72,8 @@ class Denoiser:
     counts, for a network that takes `cond_weights` (`NestedUNet.read` says how); `micros`: values of shape
     (B,) by name. Predictions are turned into x0 and eps in the dtype of `z`, whatever precision the network
     ran in. Of a `NestedUNet` the weights must stay as they are while it is used: what it makes of the text is
-    kept. A nest with self-conditioning is shown what it said last of each row, before guidance and
-    thresholds; where it was not asked for the unconditional answer, the conditional one. So a denoiser of
-    such a nest is for one trajectory after another, and `fresh` gives one for a trajectory beside it.
+    kept. Each answer is about its `z` alone; `carrying` gives a denoiser for a trajectory, along which a nest
+    with self-conditioning is shown what it said last.
     """
 
     def __init__(
@@ -97,12 +96,16 @@ class Denoiser:
         self.cond_weights, self.uncond_weights = cond_weights, uncond_weights
         self.micros = micros
         self.readings: dict[str, Text | None] = {}
-        self.memory = Memory() if getattr(nest, "self_conditioning", False) else None
+        self.memory: Memory | None = None
 
-    def fresh(self) -> Denoiser:
-        """The same, but for what it remembers of a trajectory."""
+    def carrying(self) -> Denoiser:
+        """The same for one trajectory after another; what was made of the text is shared.
+
+        A nest with self-conditioning is shown what it said last of each row, before guidance and thresholds;
+        where it was not asked for the unconditional answer, the conditional one.
+        """
         other = copy.copy(self)
-        other.memory = self.memory and Memory()
+        other.memory = Memory() if getattr(self.nest, "self_conditioning", False) else None
         return other
 
     def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:

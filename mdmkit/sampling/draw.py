@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import attrs
@@ -14,7 +14,7 @@ from mdmkit.text import WeightedPrompts
 
 from .auto import OverModel
 from .conditions import Conditions, Encode, encoded, stored
-from .denoise import Denoise, Denoised, Denoiser, PairedDenoise, stack_texts, stack_weights
+from .denoise import Denoised, Denoiser, PairedDenoise, stack_texts, stack_weights
 from .edit import Known, Start
 from .guidance import Guidance, Interval
 from .regions import Regional, Regions, shares_of
@@ -26,6 +26,8 @@ from .threshold import Threshold
 from .windows import Windows
 
 __all__ = ["Drawing", "Weak", "draw"]
+
+Asked = Denoiser | Regional
 
 
 @attrs.frozen(eq=False)
@@ -116,7 +118,7 @@ def draw(
         for indices, told in batches:
             own = None if conditions is not None else [captions[i] for i in indices]
             weak = partial(
-                over_weak,
+                weak_denoiser,
                 told=told,
                 captions=own,
                 negative=negative,
@@ -125,10 +127,15 @@ def draw(
                 weighted=weighted,
             )
             asked = denoiser(nest, diffusion, told, shares)
-            guidance = [weak(one) if isinstance(one, Weak) else one for one in drawing.guidance]
+            others = {i: weak(one) for i, one in enumerate(drawing.guidance) if isinstance(one, Weak)}
 
-            def make(asked: PairedDenoise = asked, guidance: list[Guidance] = guidance) -> PairedDenoise:
-                return guided(asked.fresh() if isinstance(asked, Denoiser) else asked, guidance)
+            # a denoiser may remember what it saw: each trajectory, and each window, has its own
+            def make(asked: Asked = asked, others: Mapping[int, Asked] = others) -> PairedDenoise:
+                guidance = [
+                    one.guidance.over(others[i].carrying(), one.levels) if isinstance(one, Weak) else one
+                    for i, one in enumerate(drawing.guidance)
+                ]
+                return guided(asked.carrying(), guidance)
 
             z = sample_pyramid(
                 make() if windows is None else windows.wrap(make),
@@ -154,7 +161,7 @@ def draw(
 
 def denoiser(
     nest: nn.Module, diffusion: Diffusion, told: Conditions, shares: Sequence[Tensor] | None
-) -> PairedDenoise:
+) -> Asked:
     """The nest told its text; of several prompts a picture where there are shares of them."""
     if shares is None:
         return Denoiser(nest, diffusion, **told._asdict())
@@ -169,7 +176,7 @@ def denoiser(
     return Regional(Denoiser(nest, diffusion, **text), shares, absent=absent)
 
 
-def over_weak(
+def weak_denoiser(
     weak: Weak,
     *,
     told: Conditions,
@@ -178,8 +185,8 @@ def over_weak(
     regions: Sequence[str],
     shares: Sequence[Tensor] | None,
     weighted: bool,
-) -> Guidance:
-    """The guidance by its other model, told the same texts; ValueError where it cannot be told."""
+) -> Asked:
+    """The other model of a guidance, told the same texts; ValueError where it cannot be told."""
     if weak.text is not None and captions is None:
         raise ValueError(
             f"{weak.guidance.weak} reads prompts with its own encoder, and cannot be told stored features or "
@@ -197,8 +204,7 @@ def over_weak(
         told = texts[0][1]
     elif not weak.told:
         told, shares = Conditions(), None
-    denoise: Denoise = denoiser(weak.nest, weak.diffusion, told, shares)
-    return weak.guidance.over(denoise, weak.levels)
+    return denoiser(weak.nest, weak.diffusion, told, shares)
 
 
 def guided(denoise: PairedDenoise, guidance: Sequence[Guidance]) -> PairedDenoise:

@@ -5,7 +5,7 @@ Values for `sample_pyramid(start=..., known=...)`; they go together, with every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import torch
@@ -59,12 +59,23 @@ class Known:
     approximation of the conditional distribution, as the rest never sees the known part without noise; rules
     that add fresh noise (`ddpm`, the `_sde` ones) let it fit better than others. Levels beyond those of
     `pictures` are moved to have their average wherever it is known: *DDNM*, arXiv 2212.00490, eq. 13.
+
+    `passes` above 1: every stretch of `jump` steps but the first is gone through so often, with fresh noise
+    to go back by, so that what was decided without the known part is decided again with it, at so many times
+    the cost: *RePaint*, arXiv 2201.09865, section 4.2. Raises ValueError where one of them is below 1.
     """
 
     pictures: Pyramid = attrs.field(converter=tuple)
     masks: Pyramid = attrs.field(converter=tuple)
+    passes: int = 1
+    jump: int = 5
 
     def __attrs_post_init__(self) -> None:
+        if self.passes < 1 or self.jump < 1:
+            raise ValueError(
+                f"expected passes and jump of at least 1, got {self.passes} and {self.jump}; 1 pass "
+                "goes back nowhere"
+            )
         if len(self.pictures) != len(self.masks):
             raise ValueError(
                 f"expected a mask for each of {len(self.pictures)} levels, got {len(self.masks)}"
@@ -104,6 +115,15 @@ class Known:
     def check(self, shapes: Sequence[Sequence[int]], rows: int) -> None:
         """ValueError where the pictures are not of these shapes, or not one row or `rows`."""
         check_sizes("known picture", self.pictures, shapes, rows)
+
+
+def stretches(
+    path: Sequence[NoiseLevel], passes: int, jump: int
+) -> Iterator[tuple[list[NoiseLevel], str]]:
+    """The parts of a path to go through one after another; those that are gone through again have a name."""
+    for first in range(0, len(path) - 1, jump):
+        for again in range(passes if first else 1):  # before the first there is noise alone
+            yield list(path[first : first + jump + 1]), f"pass {again} from {first}" if again else ""
 
 
 def known_region(

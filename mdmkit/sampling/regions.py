@@ -11,7 +11,7 @@ from torch import Tensor
 from mdmkit.diffusion import NoiseLevel
 from mdmkit.pyramid import Pyramid, normalize_resolution, pyramid
 
-from .denoise import Answers, Denoise, Denoised
+from .denoise import Answers, Denoise, Denoised, Denoiser
 
 __all__ = ["Regional", "Regions", "composed", "shares_of"]
 
@@ -105,6 +105,14 @@ class Regional:
     def __call__(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
         """The answer for all prompts, each where it counts."""
         return composed(self.prompts(repeated(z, len(self.shares[0])), at), self.shares)
+
+    def carrying(self) -> Regional:
+        """The same for one trajectory after another, as `Denoiser.carrying`."""
+        prompts, absent = (
+            one.carrying() if isinstance(one, Denoiser) else one for one in (self.prompts, self.absent)
+        )
+        assert prompts is not None
+        return Regional(prompts, self.shares, absent=absent)
 
     def plain(self, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
         """The answer for all prompts, each where it counts."""

@@ -16,9 +16,9 @@ from mdmkit.pyramid import Pyramid
 from mdmkit.streams import normal
 
 from .brownian import BrownianPath
-from .coarse import join, phases, times_from
+from .coarse import join, phases, renoised, times_from
 from .denoise import Denoise, Denoised
-from .edit import Known, Start
+from .edit import Known, Start, stretches
 from .guidance import check_intervals
 from .rules import Noise, Rule, ddim
 from .seeds import Seed, noise_of
@@ -102,8 +102,18 @@ def sample_pyramid(
         else:
             fresh = partial(drawn, purpose="join", part=number)
             z = join(z, drawn(len(z), "sample"), fresh, at, path[0], diffusion)
-        if len(path) > 1:  # pictures to start from, at strength 0, are where they end
-            z = rule(observed, z, path, path_noise(path, shapes, seeds, number, device, where))
+        name = "path" if number == 0 else f"path {number}"
+        passes, jump = (1, len(path)) if known is None else (known.passes, known.jump)
+        # pictures to start from, at strength 0, are where they end: a path without a step
+        for stretch, again in stretches(path, passes, jump if passes > 1 else len(path)):
+            if again:
+                back = [drawn(level, f"back, {again}", number) for level in range(len(z))]
+                z = tuple(
+                    renoised(x, noise, stretch[-1], stretch[0], level)
+                    for level, (x, noise) in enumerate(zip(z, back, strict=True))
+                )
+            walk = f"{name}, {again}" if again else name
+            z = rule(observed, z, stretch, path_noise(stretch, shapes, seeds, walk, device, where))
         at = path[-1]
     return diffusion.pictures(z)
 
@@ -145,12 +155,11 @@ def path_noise(
     path: Sequence[NoiseLevel],
     shapes: Sequence[Sequence[int]],
     seeds: Sequence[Seed],
-    part: int,
+    name: str,
     device: torch.device | str,
     where: Mapping[str, Any],
 ) -> Noise:
-    """The fresh noise of a part of a trajectory; parts overlap in time, so that each has its own."""
-    name = "path" if part == 0 else f"path {part}"
+    """The fresh noise of a part of a trajectory; parts that overlap in time have names of their own."""
     walks: dict[tuple[int, int], BrownianPath] = {}
 
     def noise(step: int, level: int) -> Tensor:

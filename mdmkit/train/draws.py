@@ -11,7 +11,7 @@ from torch import Tensor
 from mdmkit.pyramid import Pyramid
 from mdmkit.streams import normal, stream
 
-__all__ = ["Rows", "draw_noise", "dropped", "micro_batches", "self_conditioned"]
+__all__ = ["Rows", "draw_noise", "dropped", "micro_batches", "numbered", "self_conditioned", "stopping"]
 
 
 @attrs.frozen
@@ -43,6 +43,24 @@ def micro_batches(rows_per_level: Sequence[int], *, rank: int, ranks: int, accum
         )
         for m in range(accumulate)
     ]
+
+
+def stopping(rows_per_level: Sequence[int]) -> tuple[int, ...]:
+    """How many rows have each level as their top, from how many reach it."""
+    above = (*rows_per_level[1:], 0)
+    return tuple(here - beyond for here, beyond in zip(rows_per_level, above, strict=True))
+
+
+def numbered(
+    rows: Rows, rows_per_level: Sequence[int], before: Sequence[int]
+) -> list[tuple[int, int]]:
+    """For each row of a micro-batch its top level, and its number among all rows with that top level.
+
+    `before[r]` such rows came in earlier steps; within a step they count by their places.
+    """
+    tops = [sum(place < count for count in rows_per_level) - 1 for place in rows.places]
+    first = (*rows_per_level[1:], 0)  # the place of the first row that stops at a level
+    return [(top, before[top] + place - first[top]) for place, top in zip(rows.places, tops, strict=True)]
 
 
 def draw_noise(

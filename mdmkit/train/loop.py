@@ -12,16 +12,17 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from mdmkit.data.by_size import BySize
 from mdmkit.data.loader import Batch, batches
 from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.growth import Plateau, Watch, ramp
 from mdmkit.pyramid import pyramid
-from mdmkit.resolutions import rows_per_level
+from mdmkit.resolutions import level_factors, step_rows
 from mdmkit.streams import seed_of
 from mdmkit.times import LearnsFromLosses
 
 from .conditions import micro_conditions, text_conditions
-from .draws import Rows, draw_noise, dropped, micro_batches, self_conditioned
+from .draws import Rows, draw_noise, dropped, micro_batches, numbered, self_conditioned, stopping
 from .ema import EMA
 from .objective import Losses, Objective, row_losses
 from .optim import named_state, set_apart
@@ -88,6 +89,7 @@ class Parts:
     time_sampler: Any
     resolutions: tuple[tuple[int, int], ...]
     frames: tuple[int, ...] | None = None  # of each level's pictures, where these are grids of frames
+    by_size: BySize | None = None  # read instead of the dataset where rows stop at their picture's size
     weighting: nn.Module | None = None  # what a learned weighting learns; no part of the model
 
     def remembering(self) -> dict[str, Any]:
@@ -120,8 +122,8 @@ def reached_rows(plan: Plan, step: int, *, resolution_sampler: Any, ranks: int =
         WrongInput: the batch does not split over ranks and micro-batches.
     """
     try:
-        shares = resolution_sampler.shares(plan.seed, step - plan.phase.first)
-        counts = rows_per_level(shares, plan.batch, multiple=ranks * plan.accumulate)
+        at, multiple = step - plan.phase.first, ranks * plan.accumulate
+        counts = step_rows(resolution_sampler, plan.seed, at, plan.batch, multiple)
     except ValueError as error:
         raise WrongInput(
             f"train.levels on {ranks} ranks, in {plan.accumulate} micro-batches: {error}"
@@ -170,10 +172,12 @@ def train(
     # since the log's last line: losses and gradient norm, and the steps that each (level) took part in
     sums, taken = torch.zeros(levels + 1, dtype=torch.float64, device=device), [0] * (levels + 1)
     set_apart(parts.optimizer, [p for name, p in parameters.items() if name in phase.new])
+    learns = {name: p.requires_grad for name, p in parameters.items()}  # rotary frequencies do not
     watch = None if phase.plateau is None else Watch(phase.plateau)
     remembering = parts.remembering() | ({} if watch is None else {"plateau": watch})
+    begins = resume is not None and resume.step == phase.first
     if resume is not None:
-        begins = resume.step == phase.first  # what is new has no state yet, nor has what watches the stage
+        # what is new has no state yet, nor has what watches the stage
         new = phase.new if begins else frozenset()
         restore(resume, parameters, ema, parts.optimizer, optimized, new=new)
         load_parts(resume, remembering, begins=begins)
@@ -184,13 +188,17 @@ def train(
         )
         if world.is_main:  # counted over all ranks
             skipped, truncated = resume.facts["skipped"], resume.facts["truncated"]
+    if world.is_main:
+        forget_growth(run_dir, step)
     weights = torch.tensor(plan.level_weights or [1.0] * levels, device=device)
     times = parts.time_sampler if isinstance(parts.time_sampler, LearnsFromLosses) else None
     parts.nest.train()
 
+    def counts_of(at: int) -> tuple[int, ...]:
+        return reached_rows(plan, at, resolution_sampler=parts.resolution_sampler, ranks=world.size)
+
     def rows_of(at: int) -> list[Rows]:
-        counts = reached_rows(plan, at, resolution_sampler=parts.resolution_sampler, ranks=world.size)
-        return micro_batches(counts, rank=world.rank, ranks=world.size, accumulate=plan.accumulate)
+        return micro_batches(counts_of(at), rank=world.rank, ranks=world.size, accumulate=plan.accumulate)
 
     def positions() -> Iterator[list[int]]:
         for at in range(step, plan.steps):
@@ -205,8 +213,17 @@ def train(
     def hold(still: bool) -> nn.Module:
         """The objective, what was there before this stage held still or free."""
         for name, p in parameters.items():
-            p.requires_grad_(not still or name in phase.new)
+            p.requires_grad_(learns[name] and (not still or name in phase.new))
         return world.wrap(parts.objective)
+
+    def positions_by_size(by_size: BySize) -> Iterator[list[int]]:
+        # each level goes through pictures of its own
+        for at in range(step, plan.steps):
+            counts = counts_of(at)
+            steps, multiple = at - phase.first, world.size * plan.accumulate
+            before = stopping(parts.resolution_sampler.so_far(steps, plan.batch, multiple))
+            rows = [row for rows in rows_of(at) for row in numbered(rows, counts, before)]
+            yield [by_size.position(level, number) for level, number in rows]
 
     def log(seconds: float) -> None:
         counts = world.sum(skipped, truncated, device=device)
@@ -269,10 +286,15 @@ def train(
     with (
         stop_signals() as asked_to_stop,
         contextlib.closing(
-            batches(parts.dataset, positions(), workers=plan.workers, pin_memory=device.type == "cuda")
+            batches(
+                parts.by_size or parts.dataset,
+                positions_by_size(parts.by_size) if parts.by_size else positions(),
+                workers=plan.workers,
+                pin_memory=device.type == "cuda",
+            )
         ) as loader,
     ):
-        if resume is not None:
+        if resume is not None and not begins:  # the pictures of the stage before are drawn
             sample()  # the run may have been stopped between its checkpoint and its pictures
         objective = hold(frozen(step))
         started, timed_from = time.perf_counter(), step
@@ -289,6 +311,10 @@ def train(
             parts.nest.gains = tuple(fade if r in phase.new_levels else 1.0 for r in range(1, levels))  # type: ignore
             micros = rows_of(step)
             reached = len(micros[0].per_level)
+            factors = level_factors(parts.resolution_sampler, micros[0].per_level)
+            counted = fading[:reached]
+            if set(factors) != {1.0}:
+                counted = counted * counted.new_tensor(factors)
             cut = getattr(parts.text, "truncated", 0)
             losses = torch.zeros(levels, device=device)
             seen: Tensor | None = None
@@ -301,10 +327,10 @@ def train(
                 last = index == len(micros) - 1
                 with contextlib.nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
                     said, t = forward(objective, parts, plan, part, rows, step, device)
-                    ((said.trained * fading[:reached]).sum() / len(micros)).backward()
+                    ((said.trained * counted).sum() / len(micros)).backward()
                 losses[:reached] += said.plain / len(micros)
                 if times is not None:
-                    told = times.tally(t, row_losses(said.rows, weights))
+                    told = times.tally(t, row_losses(said.rows, fading))
                     seen = told if seen is None else seen + told
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), plan.clip or float("inf"))
             finite = torch.isfinite(losses).all() & torch.isfinite(norm)
@@ -355,14 +381,18 @@ def train(
             if done or stop or step % plan.checkpoint_every == 0:
                 checkpoint(done)
             if done:
-                (run_dir / GROW_NOW).unlink(missing_ok=True)
-            if stop and not done:
+                if world.is_main:
+                    (run_dir / GROW_NOW).unlink(missing_ok=True)
+                if not phase.last:  # a signal that came in the meantime is not lost between two stages
+                    (late,) = world.any(asked_to_stop(), device=device)
+                    stop = stop or late
+            if stop and not (done and phase.last):
                 on_event(step, "interrupted", {})
                 raise Interrupted(f"interrupted at step {step}, and saved; go on with --resume {run_dir}")
-            sample()
-            started += time.perf_counter() - paused  # a step's seconds are those of training alone
             if done:
                 break
+            sample()
+            started += time.perf_counter() - paused  # a step's seconds are those of training alone
     parts.nest.gains = (1.0,) * (levels - 1)  # type: ignore
     return ema
 
@@ -383,6 +413,13 @@ def grow_asked(run_dir: Path, step: int) -> bool:
     if not said:
         write_text(path, str(step))
     return not said or step >= int(said)
+
+
+def forget_growth(run_dir: Path, step: int) -> None:
+    """Take away a decision that a checkpoint has seen: the run was killed before it was taken away there."""
+    path = run_dir / GROW_NOW
+    if path.exists() and int(path.read_text(encoding="utf-8").strip() or step + 1) <= step:
+        path.unlink()
 
 
 def faded(weights: Tensor, levels: range, share: float) -> Tensor:

@@ -237,7 +237,7 @@ def grow(
     except ValueError as error:
         raise WrongInput(f"{checkpoint.path} cannot grow: {error}") from error
     seen = checkpoint.tensors.get("parts", {})
-    if kept := {name: value for name, value in seen.items() if not name.startswith(OF_A_STAGE)}:
+    if kept := {name: value for name, value in seen.items() if name.partition(".")[0] not in OF_A_STAGE}:
         tensors["parts"] = kept
     levels = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("levels."))
     facts = {
@@ -250,7 +250,7 @@ def grow(
 
 
 # what is watched anew in each stage
-OF_A_STAGE = ("plateau.", "resolution_sampler.")
+OF_A_STAGE = ("plateau", "resolution_sampler")
 MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2}
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from mdmkit.cli.data_pictures import first_unseen
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import load
+from mdmkit.recipe.stages import growth_of
 from tests.train import tiny
 
 MEASURED = tiny.RECIPE + '\n[evaluate]\nmetrics = ["prompt_accuracy"]\ncount = 70\n'
@@ -103,3 +104,13 @@ def test_an_unknown_metric_is_one_line(run: Path) -> None:
     done = tiny.here("evaluate", run, "--metric", "prompt_acuracy")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "unknown metric 'prompt_acuracy'; did you mean 'prompt_accuracy'?" in done.err
+
+
+@pytest.mark.parametrize(("name", "trained"), [("quickstart", 850 * 32), ("tiny_grow", None)])
+def test_data_are_looked_at_where_training_ends(name: str, trained: int | None) -> None:
+    registry = load_registry(env={"MDMKIT_PLUGINS": ""})
+    recipe = load(f"mdmkit:{name}", registry=registry)
+    if trained is None:  # every stage counts
+        stages = growth_of(recipe, registry).stages
+        trained = sum((stage.steps or 0) * (stage.batch or recipe.train.batch or 0) for stage in stages)
+    assert first_unseen(recipe, registry) == trained > 0

@@ -71,6 +71,18 @@ def test_a_known_part(run: Path, files: Path, tmp_path: Path) -> None:
     assert abs(one - other)[:, 8:].max() > 10
     (whole,) = sampled(run, tmp_path / "b", *given, files / "all.png")
     assert abs(whole - picture).max() <= 1
+    steps = ("--set", "sample.steps=8")
+    (once,) = sampled(run, tmp_path / "once", *given, files / "left.png", *steps)
+    (again,) = sampled(run, tmp_path / "again", *given, files / "left.png", *steps, "--passes", "2")
+    assert abs(again - picture)[:, :8].max() <= 1
+    assert (again != once).any()
+    for more, said in (
+        (("--passes", "2"), "sample --passes: fits the rest to --mask or --low, and neither is given"),
+        ((*given, files / "left.png", "--passes", "0"), "--passes: expected a number of at least 1, got 0"),
+    ):
+        done = tiny.here("sample", run, "--prompt", "a", *more, "--out", tmp_path / "wrong")
+        assert done.code == 2
+        assert said in done.err
 
 
 def test_a_low_level(run: Path, files: Path, tmp_path: Path) -> None:

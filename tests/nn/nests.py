@@ -81,7 +81,7 @@ def told(rows: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def first(told: dict[str, Any], rows: slice) -> dict[str, Any]:
+def first(told: dict[str, Any], rows: slice | Tensor) -> dict[str, Any]:
     """The same for some rows only."""
     return {
         key: {name: x[rows] for name, x in value.items()} if isinstance(value, dict) else value[rows]

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -116,6 +117,54 @@ def test_the_known_part_goes_through_the_noise_and_the_rest_sees_it():
     drawn, fresh = (follow(data, seeds=range(16), rule=rule)[1][..., 2:, :] for rule in (ddim, dpmpp_2m_sde))
     assert float(fresh.mean()) == pytest.approx(0.7, abs=0.05)
     assert float((fresh - 0.7).abs().mean()) < float((drawn - 0.7).abs().mean()) / 2 < 0.1
+
+
+@pytest.mark.parametrize("rule", [ddim, dpmpp_2m_sde])
+def test_going_back_over_stretches_fits_the_rest_to_what_is_known(rule: Rule):
+    """Pictures of one tone: given a half of them, the rest has that tone; each pass costs its steps."""
+    sizes = [(2, 2), (4, 4)]
+    tone = 0.64 * torch.ones(16, 16, dtype=torch.float64) + 1e-4 * torch.eye(16, dtype=torch.float64)
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., :2, :] = 1
+    region = known_region(torch.full((1, 1, 4, 4), 0.7, dtype=torch.float64), mask, sizes)
+    process = Diffusion(shift_levels(Cosine(), sizes))
+
+    def off(known: Known, seeds: Sequence[int] = range(24)) -> tuple[Tensor, int]:
+        asked = Counting(Related(tone, sizes))
+        shapes = [(1, *size) for size in sizes]
+        _, high = sample_pyramid(
+            asked,
+            process,
+            shapes,
+            seeds,
+            rule=rule,
+            steps=20,
+            known=known,
+            dtype=torch.float64,
+            threshold=none,
+        )
+        return (high[..., 2:, :] - 0.7).abs(), len(asked.ran)
+
+    once, evaluations = off(region)
+    thrice, more = off(attrs.evolve(region, passes=3, jump=5))
+    assert float(thrice.mean()) < (0.5 if rule is ddim else 0.8) * float(once.mean())
+    assert (evaluations, more) == (20, 5 + 3 * 15)
+    # nothing but the noise of the seed, whatever the batch
+    alone, _ = off(attrs.evolve(region, passes=3, jump=5), [7])
+    assert torch.allclose(alone[0], thrice[7], atol=1e-9)
+
+
+def test_each_pass_has_noise_of_its_own():
+    seen: list[Tensor] = []
+
+    def watch(denoise: Any, z: Any, path: Any, noise: Any) -> Any:
+        seen.append(noise(0, 0))
+        return ddpm(denoise, z, path, noise)
+
+    known = attrs.evolve(known_region(picture(), half, SIZES), passes=3, jump=2)
+    draw([1], rule=watch, known=known)
+    assert len(seen) == 1 + 3 + 3
+    assert all(float((a - b).abs().max()) > 0.1 for i, a in enumerate(seen) for b in seen[:i])
 
 
 @given(top=st.integers(0, 15), left=st.integers(0, 15), seed=st.integers(0, 99))
@@ -277,6 +326,8 @@ MASKS = [torch.ones(1, 1, *size, dtype=torch.bool) for size in SIZES]
         (lambda: known_low(picture(0, (5, 4)), SIZES),
          "expected a picture of a level's size, one of (4, 4), (8, 8), (16, 16), got (5, 4); resize it"),
         (lambda: Known(pyramid(picture(), SIZES), MASKS[:2]), "expected a mask for each of 3 levels, got 2"),
+        (lambda: Known(pyramid(picture(), SIZES), MASKS, passes=0),
+         "expected passes and jump of at least 1, got 0 and 5; 1 pass goes back nowhere"),
         (lambda: Known(pyramid(picture(), SIZES[:1]), MASKS[1:2]),
          "expected a bool mask (1 or 1, 1 or 3, 4, 4) at level 0, as the picture is, got (1, 1, 8, 8) bool"),
         (lambda: Known(pyramid(picture(), SIZES[:1]), [MASKS[0].float()]),

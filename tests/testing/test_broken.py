@@ -86,6 +86,7 @@ OBJECTS = [
     ("dataset", "Plain", "FloatDataset", r"image is float32 \(16, 24, 3\), expected uint8"),
     ("metric", "Plain", "NaNMetric", r"result\(\)\['score'\] is nan, expected a finite float"),
     ("metric", "Plain", "LastBatchMetric", r"result\(\)\['mean'\] depends on the batches"),
+    ("metric", "Plain", "BlindMetric", r"needs either update\(pictures, captions\), .* or examine"),
     ("logger", "Plain", "SilentLogger", r"leave nothing in the run folder"),
     ("logger", "Plain", "ClosesOnce", r"close\(\) for the second time raises ValueError"),
     ("optimizer", "Scaled", "Ascent", r"40 steps on a quadratic raise it: 14 to"),

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmkit.train.draws import Rows, draw_noise, dropped, micro_batches, self_conditioned
+from mdmkit.train.draws import (
+    Rows,
+    draw_noise,
+    dropped,
+    micro_batches,
+    numbered,
+    self_conditioned,
+    stopping,
+)
 
 SIZES = ((2, 3), (4, 6), (8, 12))
 
@@ -32,6 +40,26 @@ def test_ranks_and_micro_batches_share_out_every_place_once(split: tuple[int, in
         # the rows that reach a level are the first of the global batch, and the first of each part
         reach = sorted(place for part in parts for place in part.places[: part.per_level[level]])
         assert reach == list(range(rows))
+
+
+@given(split=splits, by_step=st.lists(units, min_size=1, max_size=4))
+def test_rows_are_numbered_by_their_top_level_without_a_gap(
+    split: tuple[int, int], by_step: list[list[int]]
+) -> None:
+    ranks, accumulate = split
+    before, found = [0] * 3, []
+    for counts in by_step:
+        per_level = [count * ranks * accumulate for count in counts]
+        for rank in range(ranks):
+            for part in micro_batches(per_level, rank=rank, ranks=ranks, accumulate=accumulate):
+                rows = numbered(part, per_level, before)
+                found += rows
+                for level, count in enumerate(part.per_level):
+                    assert sum(top >= level for top, _ in rows) == count
+        before = [
+            had + more for had, more in zip(before, [*stopping(per_level), 0, 0], strict=False)
+        ]
+    assert sorted(found) == [(top, number) for top in range(3) for number in range(before[top])]
 
 
 def test_an_uneven_split_is_refused() -> None:

@@ -199,6 +199,30 @@ def test_what_is_learned_beside_the_model_goes_on_too(tmp_path: Path) -> None:
     assert tiny.numbers(tmp_path / "plain")[0]["loss"] == pytest.approx(first["loss"], rel=1e-6)
 
 
+def test_a_stage_of_growth_goes_on_with_what_was_learned(tmp_path: Path) -> None:
+    one_stage = 'steps = 12\nbatch = 8\nlevels = { use = "mixed", shares = [0.5, 0.5] }\n'
+    assert one_stage in SHOWN
+    stages = "[{ levels = 1, steps = 6, batch = 8 }, { levels = 2, steps = 6, batch = 8 }]"
+    growth = f'\n[growth]\nuse = "staged"\nstages = {stages}\n'
+    recipe = tiny.write_recipe(tmp_path, SHOWN.replace(one_stage, "") + LEARNS + growth)
+    few = ("--set", "train.sample_every=100", "--set", "sample.count=1")
+    assert tiny.here("run", recipe, "--out", tmp_path / "one", *few).code == 0
+    stop = {"STOP_AT": "8", "STOP_BY": "SIGINT"}
+    assert tiny.here("run", recipe, "--out", tmp_path / "two", *few, *tiny.STOP, **stop).code == 130
+    assert tiny.here("run", "--resume", tmp_path / "two").code == 0
+    one, two = (tiny.tensors(tmp_path / name, 12) for name in ("one", "two"))
+    first = tiny.tensors(tmp_path / "one", 6)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert float(one["parts:time_sampler.draws"].sum()) == 12 * 8, "both stages count"
+    assert not [name for name in first if "weighting.levels.1" in name]
+    for name in ("parts:weighting.levels.1.bias", "optimizer:exp_avg/weighting.levels.1.bias"):
+        assert float(one[name].abs().sum()) > 0
+    # the head of the level that was there went on from where it was
+    steps = "optimizer:step/weighting.levels.{}.bias"
+    assert (float(one[steps.format(0)]), float(one[steps.format(1)])) == (12, 6)
+
+
 def test_ranks_agree_on_what_they_have_seen(tmp_path: Path) -> None:
     recipe = tiny.write_recipe(tmp_path, SHOWN + LEARNS)
     sets = ("--set", "train.sample_every=12")

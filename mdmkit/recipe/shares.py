@@ -1,0 +1,92 @@
+"""Rules across the tables of a recipe: which levels the rows of a batch train. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .options import Use
+from .problems import Problem
+from .schema import Diffusion, Model, Train
+
+__all__ = ["batch_feeds_levels", "by_source_reads_pictures", "levels_are_shared_out", "levels_are_trained"]
+
+# the settings of the built-in samplers with one number a level
+SHARES = {
+    "mixed": ("shares",),
+    "stochastic": ("probabilities",),
+    "curriculum": ("start", "end"),
+    "by_source": ("shares",),
+}
+
+
+def shares_of(train: Train) -> dict[str, tuple[float, ...]]:
+    """The settings of the resolution sampler with one number a level, as far as they are given."""
+    said = {name: getattr(train.levels.settings, name) for name in SHARES.get(train.levels.name, ())}
+    return {name: shares for name, shares in said.items() if shares is not None}
+
+
+def levels_are_shared_out(model: Model, train: Train) -> Iterator[Problem]:
+    """Settings with one number a level have one for each, whose sum is 1; a level that is picked is there."""
+    levels = len(model.levels)
+    for name, shares in shares_of(train).items():
+        if len(shares) != levels:
+            yield Problem(
+                ("train", "levels", name), f"expected one number a level, {levels}, got {len(shares)}"
+            )
+        elif abs(sum(shares) - 1) > 1e-3:
+            yield Problem(
+                ("train", "levels", name),
+                f"expected numbers whose sum is 1, got {list(shares)}, whose sum is {sum(shares):g}",
+            )
+    if train.levels.name == "fixed" and (level := train.levels.settings.level) >= levels > 0:
+        yield Problem("train.levels.level", f"there is no level {level}; the highest is {levels - 1}")
+
+
+def levels_are_trained(model: Model, train: Train, diffusion: Diffusion, growth: Use) -> Iterator[Problem]:
+    """A level counts in the loss only if rows reach it; else it would stay as it was made, unnoticed."""
+    levels, given = len(model.levels), shares_of(train)
+    if growth.name != "none" or any(len(shares) != levels for shares in given.values()):
+        return  # stages have levels of their own
+    if train.levels.name == "fixed":
+        name, reached = "level", train.levels.settings.level
+    elif given:
+        name = next(reversed(given))
+        reached = max((r for parts in given.values() for r, part in enumerate(parts) if part > 0), default=0)
+    else:
+        return
+    weights = diffusion.level_weights or (1.0,) * levels
+    idle = [r for r in range(reached + 1, levels) if r < len(weights) and weights[r] > 0]
+    if idle:
+        what, said = ("level", "it") if len(idle) == 1 else ("levels", "them")
+        yield Problem(
+            ("train", "levels", name),
+            f"no row reaches {what} {' and '.join(map(str, idle))}, which would never be trained; give "
+            f"{said} rows, leave {said} out of model.levels, or say 0 for {said} in diffusion.level_weights",
+        )
+
+
+def batch_feeds_levels(train: Train) -> Iterator[Problem]:
+    """Each micro-batch has at least one row of each level with a share."""
+    if train.batch is None or train.batch % train.accumulate or train.levels.name == "stochastic":
+        return
+    # a curriculum on its way has all that it has at one of its ends
+    levels = sum(any(part > 0 for part in parts) for parts in zip(*shares_of(train).values(), strict=False))
+    if train.batch < levels * train.accumulate:
+        micro = f" in {train.accumulate} micro-batches" if train.accumulate > 1 else ""
+        yield Problem(
+            "train.batch",
+            f"{train.batch} rows{micro} cannot give each of the {levels} levels of train.levels a row; "
+            f"use >= {levels * train.accumulate}",
+        )
+
+
+def by_source_reads_pictures(model: Model, train: Train, growth: Use) -> Iterator[Problem]:
+    """Rows stop at the size of a picture among all levels, not of a grid of frames or in a stage."""
+    if train.levels.name != "by_source":
+        return
+    if any(getattr(level.network.settings, "frames", 1) > 1 for level in model.levels):
+        yield Problem("train.levels", "'by_source' is for pictures, not for grids of frames; take 'mixed'")
+    if growth.name != "none":
+        yield Problem(
+            "train.levels", "'by_source' needs all levels from the start on; take 'mixed', or growth 'none'"
+        )
