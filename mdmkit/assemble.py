@@ -151,10 +151,23 @@ def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
     return Diffusion(schedules=schedules, prediction=said.prediction, scales=scales)
 
 
-def dataset(recipe: Recipe, registry: Registry, *, resolution: tuple[int, int] | None = None) -> Any:
-    """The dataset at the recipe's highest resolution, or at another one."""
+def dataset(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    resolution: tuple[int, int] | None = None,
+    frames: int | None = None,
+) -> Any:
+    """The dataset at the recipe's highest resolution, or at another one.
+
+    frames: of each clip; a dataset that has only pictures is not told.
+    """
     resolution = resolution or resolutions(recipe)[-1]
-    return registry.build(recipe.data.source, kind="dataset", seed=recipe.run.seed, resolution=resolution)
+    source = recipe.data.source
+    told: dict[str, Any] = {"seed": recipe.run.seed, "resolution": resolution}
+    if frames is not None and registry.takes(source, "frames", kind="dataset"):
+        told["frames"] = frames
+    return registry.build(source, kind="dataset", **told)
 
 
 def weighting(recipe: Recipe, registry: Registry) -> Any:
