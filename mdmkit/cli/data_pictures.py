@@ -58,7 +58,8 @@ def data_pictures(
     first = first_unseen(recipe, registry)
     places = range(first, first + count)
     for part in batches(dataset, [places[i : i + batch] for i in range(0, count, batch)]):
-        x = pyramid(part.images.to(device).float() / 127.5 - 1, sizes, frames=frames)
+        pictures = part.images.to(device).float() / 127.5 - 1
+        x = pyramid(pictures, sizes, frames=frames, pick=assemble.picks_frames(recipe))
         try:
             told = text_conditions(text, part, [False] * len(part), device)
             if "captions" in told:  # an encoder that learns is run with the network
