@@ -43,9 +43,10 @@ class Sample:
 class Batch:
     """Samples as tensors, in the order of their positions.
 
-    `images`: uint8 (B, 3, H, W), of clips (B, 3, F, H, W). `sizes`: int64 (B, 2), height and width of the originals. `features` (B,
-    L, D) with `features_mask` (B, L) bool, padded to the longest, or None. `skipped`: (key, cause) of
-    unreadable samples. `fps`: float32 (B,), 0 where it is not known; None of pictures.
+    `images`: uint8 (B, 3, H, W), of clips (B, 3, F, H, W). `sizes`: int64 (B, 2), height and width of the
+    originals. `features` (B, L, D) with `features_mask` (B, L) bool, padded to the longest, or None.
+    `skipped`: (key, cause) of unreadable samples. `fps`: float32 (B,), 0 where it is not known; None of
+    pictures.
     """
 
     images: Tensor
