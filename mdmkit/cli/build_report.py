@@ -45,13 +45,13 @@ def stage_report(recipe: Recipe, registry: Registry) -> str:
     costs = level_costs(nest, sides, reached, tokens, width)
     what = "clip" if assemble.draws_clips(recipe) else "picture"
     rows = [["level", "network", what, "channels", "parameters", f"GFLOP a {what}", "training memory"]]
-    for r, (level, cost) in enumerate(zip(recipe.model.levels, costs, strict=True)):
+    for r, (level, side, cost) in enumerate(zip(recipe.model.levels, sides, costs, strict=True)):
         channels = getattr(level.network.settings, "channels", ())
         rows.append(
             [
                 str(r),
                 f"{'shell' if r else 'core'} {level.network.name}",
-                " x ".join(map(str, cost.shape)),
+                " x ".join(map(str, (3, *side))),
                 " ".join(map(str, channels)),
                 f"{cost.parameters:,}",
                 f"{cost.flops / 1e9:,.2f}",

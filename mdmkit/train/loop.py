@@ -437,6 +437,8 @@ def forward(
     sizes = parts.resolutions[: len(rows.per_level)]
     if len(sizes[0]) == 3 and pictures.ndim == 4:  # a picture is a clip of one frame
         pictures = pictures.unsqueeze(2)
+    elif len(sizes[0]) == 2 and pictures.ndim == 5 and parts.frames is None:
+        pictures = pictures.squeeze(2)
     if len(sizes[0]) == 3 and pictures.shape[2] == 1:
         sizes = tuple((1, *size[1:]) for size in sizes)
     x = pyramid(pictures, sizes, rows.per_level, frames=parts.frames, pick=parts.pick)
