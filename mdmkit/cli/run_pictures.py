@@ -89,6 +89,7 @@ def measure(
         top = torch.stack([pyramid[-1] for pyramid in pyramids])
         for metric in shown:
             metric.update(top, part)
+    compare(recipe, registry, [metric for metric in shown if hasattr(metric, "beside")], dataset, device)
     examine(recipe, registry, [m for m in metrics.values() if not draws(m)], nest, text, dataset, device)
     results: dict[str, Any] = {}
     for name, metric in metrics.items():
@@ -97,6 +98,20 @@ def measure(
         except ValueError as error:  # as of captions that it cannot judge
             raise MdmkitError(f"metric {name}: {error}") from error
     return results
+
+
+def compare(
+    recipe: Recipe, registry: Registry, metrics: Sequence[Any], dataset: Any, device: torch.device
+) -> None:
+    """Show pictures of the data to the metrics that compare with them: to each as many as it wants."""
+    from .data_pictures import plain_pictures
+
+    seen, most = 0, max((metric.data for metric in metrics), default=0)
+    for pictures in plain_pictures(recipe, registry, dataset, device, count=most, batch=64):
+        for metric in metrics:
+            if seen < metric.data:
+                metric.beside(pictures[: metric.data - seen])
+        seen += len(pictures)
 
 
 def examine(
