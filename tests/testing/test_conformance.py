@@ -162,6 +162,7 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "growth/net2wider": lambda folder: {
         "stages": staged("WideStage", {"narrower": 4}, {"narrower": (2, 4)}, {})
     },
+    "growth/temporal": lambda folder: {"stages": staged("TimeStage", {"clips": False}, {}, {"freeze": 2})},
     "growth/deepen": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
     "growth/stack": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
     "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},
