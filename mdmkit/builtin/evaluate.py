@@ -7,7 +7,7 @@ import attrs
 from mdmkit.plugins.component import Component
 from mdmkit.recipe.options import opt
 
-__all__ = ["COMPONENTS", "Likelihood"]
+__all__ = ["COMPONENTS", "Fidelity", "Likelihood"]
 
 
 @attrs.frozen
@@ -19,6 +19,19 @@ class Likelihood:
     seed: int = opt(0, "of the noise", ge=0)
 
 
+@attrs.frozen
+class Fidelity:
+    """Frechet and kernel distance of drawn pictures from those of the data, by torch-fidelity."""
+
+    weights: str = opt(help="the extractor's file; mdmkit-words: as mdmkit.evaluate.words makes it")
+    extractor: str = opt("mdmkit-words", "a torch-fidelity feature extractor, as inception-v3-compat")
+    data: int = opt(2048, "pictures of the data to compare with", ge=2)
+    subsets: int = opt(100, "draws of the kernel distance", ge=1)
+    subset_size: int = opt(1000, "pictures a draw; all where there are fewer", ge=2)
+    seed: int = opt(0, "of those draws", ge=0)
+
+
 COMPONENTS: list[Component] = [
+    Component("metric", "fidelity", Fidelity, "mdmkit.evaluate.fidelity:Fidelity"),
     Component("metric", "likelihood", Likelihood, "mdmkit.evaluate.likelihood:Likelihood"),
 ]

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mdmkit.errors import MdmkitError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from mdmkit.diffusion import NoiseLevel
     from mdmkit.plugins import Registry
     from mdmkit.pyramid import Pyramid
     from mdmkit.recipe.schema import Recipe
-    from mdmkit.sampling.denoise import Denoise, Denoised, Denoiser
+    from mdmkit.sampling.denoise import Denoise
 
-__all__ = ["data_pictures", "first_unseen"]
+__all__ = ["data_pictures", "first_unseen", "plain_pictures"]
 
 
 def first_unseen(recipe: Recipe, registry: Registry) -> int:
     """The position of the data's first sample that a whole training has not come to; files begin again."""
     from mdmkit.recipe.stages import growth_of, stage_recipe
 
-    stages = range(len(growth_of(recipe, registry).stages))
-    trained = [stage_recipe(recipe, registry, index).train for index in stages]
-    return sum((train.steps or 0) * (train.batch or 0) for train in trained)
+    stages = [stage_recipe(recipe, registry, i).train for i in range(len(growth_of(recipe, registry).stages))]
+    return sum((stage.steps or 0) * (stage.batch or 0) for stage in stages)
+
+
+def places(recipe: Recipe, registry: Registry, count: int, batch: int) -> list[range]:
+    """The positions of `count` samples from `first_unseen` on, `batch` at a time."""
+    first = first_unseen(recipe, registry)
+    return [range(i, min(i + batch, first + count)) for i in range(first, first + count, batch)]
+
+
+def plain_pictures(
+    recipe: Recipe, registry: Registry, dataset: Any, device: torch.device, *, count: int, batch: int
+) -> Iterator[torch.Tensor]:
+    """`count` pictures from `first_unseen` on, (B, 3, H, W) in [-1, 1]; MdmkitError for a sample that cannot
+    be read."""
+    from mdmkit.data.loader import batches
+
+    for part in batches(dataset, places(recipe, registry, count, batch)):
+        yield part.images.to(device).float() / 127.5 - 1
 
 
 def data_pictures(
@@ -55,10 +69,9 @@ def data_pictures(
 
     diffusion, frames = assemble.diffusion(recipe, registry), assemble.frames(recipe)
     sizes = assemble.resolutions(recipe)
-    first = first_unseen(recipe, registry)
-    places = range(first, first + count)
-    for part in batches(dataset, [places[i : i + batch] for i in range(0, count, batch)]):
-        x = pyramid(part.images.to(device).float() / 127.5 - 1, sizes, frames=frames)
+    for part in batches(dataset, places(recipe, registry, count, batch)):
+        pictures = part.images.to(device).float() / 127.5 - 1
+        x = pyramid(pictures, sizes, frames=frames, pick=assemble.picks_frames(recipe))
         try:
             told = text_conditions(text, part, [False] * len(part), device)
             if "captions" in told:  # an encoder that learns is run with the network
@@ -67,9 +80,4 @@ def data_pictures(
             raise MdmkitError(f"text: {error}") from error
         micros = micro_conditions(nest, part, device)
         denoiser = Denoiser(nest, diffusion, micros=micros or None, **told)
-        yield partial(forgetful, denoiser), x, list(part.positions)
-
-
-def forgetful(denoiser: Denoiser, z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
-    """What a denoiser says of a noisy pyramid, without its estimates of those before (self-conditioning)."""
-    return denoiser.fresh()(z, at)
+        yield denoiser, x, list(part.positions)

@@ -89,10 +89,12 @@ def command(
         modules = list(dict.fromkeys([*run_facts(resume).get("plugins_by_module", []), *plugins]))
         registry = open_registry(modules)
         parsed = resumed_recipe(resume, sets, registry, allow_pipe=allow_pipe, fixed_model=from_stage is None)
+        first = os.environ.get("RANK", "0") == "0"  # of several processes one does what is done to folders
         if out is not None and from_stage is not None:
-            fork(resume, from_stage, out)
+            if first:
+                fork(resume, from_stage, out, parsed, registry)
             resume = out
-        if grow_now:
+        if grow_now and first:
             ask_to_grow(resume, parsed, registry)
             if in_use(resume):
                 print(f"the process that trains {resume} ends its stage at its next step", file=sys.stderr)
@@ -149,6 +151,7 @@ def execute(
             start = start_of(stage_recipe(recipe, registry, 0), folder, registry, resumed=resumed)
             checkpoint = checkpoint_of(folder, recipe, registry, talk=ranks.is_main) if resumed else None
             assemble.check_guidance(recipe, registry)  # not after hours of training
+            assemble.metrics(recipe, registry)  # nor that a file of theirs is missing
             stage = stage_run(recipe, registry, checkpoint, device=device)
             if start is not None:
                 start.copy_into(trained_parameters(stage.parts.nest, stage.parts.text))

@@ -25,7 +25,11 @@ __all__ = ["captions_of", "drawn", "draws", "grids", "measure", "reads_prompts",
 def grids(
     recipe: Recipe, registry: Registry, parts: Any, folder: Path, step: int, told: Told, device: torch.device
 ) -> None:
-    """Draw the recipe's prompts with the weights as they are now: one labelled grid a level."""
+    """Draw the recipe's prompts with the weights as they are now: one labelled grid a level.
+
+    Of clips a contact sheet, their frames side by side.
+    """
+    from mdmkit.evaluate.clips import contact_sheet
     from mdmkit.evaluate.grid import grid, grid_path, save_image
 
     if not reads_prompts(parts.text):
@@ -45,11 +49,12 @@ def grids(
         seed=recipe.sample.seed,
         batch=recipe.sample.batch,
     )
-    for level, (height, width) in enumerate(parts.resolutions):
-        picture = grid([pyramid[level].cpu() for pyramid in pyramids], captions)
+    for level, size in enumerate(parts.resolutions):
+        page = grid if len(size) == 2 else contact_sheet
+        picture = page([pyramid[level].cpu() for pyramid in pyramids], captions)
         save_image(grid_path(folder, step=step, level=level), picture)
         for logger in told.loggers:
-            logger.images(step, f"level {level} ({height} x {width})", picture)
+            logger.images(step, f"level {level} ({' x '.join(map(str, size))})", picture)
 
 
 def measure(
@@ -84,6 +89,7 @@ def measure(
         top = torch.stack([pyramid[-1] for pyramid in pyramids])
         for metric in shown:
             metric.update(top, part)
+    compare(recipe, registry, [metric for metric in shown if hasattr(metric, "beside")], dataset, device)
     examine(recipe, registry, [m for m in metrics.values() if not draws(m)], nest, text, dataset, device)
     results: dict[str, Any] = {}
     for name, metric in metrics.items():
@@ -92,6 +98,20 @@ def measure(
         except ValueError as error:  # as of captions that it cannot judge
             raise MdmkitError(f"metric {name}: {error}") from error
     return results
+
+
+def compare(
+    recipe: Recipe, registry: Registry, metrics: Sequence[Any], dataset: Any, device: torch.device
+) -> None:
+    """Show pictures of the data to the metrics that compare with them: to each as many as it wants."""
+    from .data_pictures import plain_pictures
+
+    seen, most = 0, max((metric.data for metric in metrics), default=0)
+    for pictures in plain_pictures(recipe, registry, dataset, device, count=most, batch=64):
+        for metric in metrics:
+            if seen < metric.data:
+                metric.beside(pictures[: metric.data - seen])
+        seen += len(pictures)
 
 
 def examine(

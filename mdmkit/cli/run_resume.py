@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mdmkit.start import Start
     from mdmkit.train.state import Checkpoint
 
-__all__ = ["checkpoint_of", "resumed_recipe", "run_facts", "start_of"]
+__all__ = ["checkpoint_of", "resumed_recipe", "run_facts", "start_of", "unlike"]
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
@@ -92,8 +92,7 @@ def checkpoint_of(folder: Path, recipe: Recipe, registry: Registry, *, talk: boo
     Raises:
         WrongInput: another recipe wrote it.
     """
-    from mdmkit.recipe import load
-    from mdmkit.recipe.stages import growth_of, stage_recipe
+    from mdmkit.recipe.stages import growth_of
     from mdmkit.train.folder import RESOLVED
     from mdmkit.train.state import damaged, latest, read_facts
     from mdmkit.train.state import load as load_checkpoint
@@ -103,21 +102,30 @@ def checkpoint_of(folder: Path, recipe: Recipe, registry: Registry, *, talk: boo
     found = latest(folder / "checkpoints")
     if found is None:
         return None
-    if (found / RESOLVED).is_file():
-        wrote = load(found / RESOLVED, [], registry, allow_pipe=True)
-        index, stages = read_facts(found).get("stage", 0), growth_of(recipe, registry).stages
-        if index >= len(stages):
-            raise WrongInput(
-                f"{found} is of stage {index}, but growth.stages of {folder / RESOLVED} has {len(stages)}; "
-                "put the stage back"
-            )
-        mine = stage_recipe(recipe, registry, index)
-        for table in ("model", "text"):
-            if getattr(wrote, table) != getattr(mine, table):
-                of = f", as stage {index} has it" if len(stages) > 1 else ""
-                raise WrongInput(
-                    f"{found} was written by another recipe: its [{table}] is not that of "
-                    f"{folder / RESOLVED}{of}; "
-                    "move it away to go on from the checkpoint before it"
-                )
+    index, stages = read_facts(found).get("stage", 0), growth_of(recipe, registry).stages
+    if index >= len(stages):
+        raise WrongInput(
+            f"{found} is of stage {index}, but growth.stages of {folder / RESOLVED} has {len(stages)}; "
+            "put the stage back"
+        )
+    if (table := unlike(found, recipe, registry)) is not None:
+        of = f", as stage {index} has it" if len(stages) > 1 else ""
+        raise WrongInput(
+            f"{found} was written by another recipe: its [{table}] is not that of {folder / RESOLVED}{of}; "
+            "move it away to go on from the checkpoint before it"
+        )
     return load_checkpoint(found)
+
+
+def unlike(found: Path, recipe: Recipe, registry: Registry) -> str | None:
+    """The table of a recipe, as its stage has it, that is not the one a checkpoint was written by, if any."""
+    from mdmkit.recipe import load
+    from mdmkit.recipe.stages import stage_recipe
+    from mdmkit.train.folder import RESOLVED
+    from mdmkit.train.state import read_facts
+
+    if not (found / RESOLVED).is_file():
+        return None
+    wrote = load(found / RESOLVED, [], registry, allow_pipe=True)
+    mine = stage_recipe(recipe, registry, read_facts(found).get("stage", 0))
+    return next((name for name in ("model", "text") if getattr(wrote, name) != getattr(mine, name)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,16 +224,26 @@ def ask_to_grow(folder: Path, recipe: Recipe, registry: Registry) -> None:
     (folder / GROW_NOW).touch()
 
 
-def fork(folder: Path, stage: int, out: Path) -> None:
-    """A run folder of its own that goes on from the end of a stage of another.
+def fork(folder: Path, stage: int, out: Path, recipe: Recipe, registry: Registry) -> None:
+    """A run folder of its own that goes on, by `recipe`, from the end of a stage of another.
 
     Raises:
-        WrongInput: that stage has not ended there, or the new folder is taken.
+        WrongInput: that stage has not ended there, is another in the recipe or its last, or the new folder is
+            taken.
     """
+    from mdmkit.recipe.stages import growth_of
     from mdmkit.train.folder import RECIPE, RESOLVED, RUN, refuse_taken
     from mdmkit.train.logs import LOG_NAME, cut_back
     from mdmkit.train.state import checkpoints, ends_stage, read_facts
 
+    from .run_resume import unlike
+
+    count = len(growth_of(recipe, registry).stages)
+    if not 0 <= stage < count - 1:
+        raise WrongInput(
+            f"--from-stage {stage}: expected a stage that another follows, of the {count} there are, counted "
+            "from 0"
+        )
     ends = {
         read_facts(path)["stage"]: path for path in checkpoints(folder / "checkpoints") if ends_stage(path)
     }
@@ -240,6 +251,11 @@ def fork(folder: Path, stage: int, out: Path) -> None:
         has = f"only {', '.join(map(str, sorted(ends)))} have" if ends else "none has"
         raise WrongInput(
             f"--from-stage {stage}: that stage of {folder} has not ended ({has}); let it train on"
+        )
+    if (table := unlike(ends[stage], recipe, registry)) is not None:
+        raise WrongInput(
+            f"--from-stage {stage}: --set changes [{table}] of that stage, which {folder} has trained; "
+            "start a new run instead"
         )
     refuse_taken(out)
     aside = out.with_name(f".writing-{out.name}")
@@ -249,5 +265,11 @@ def fork(folder: Path, stage: int, out: Path) -> None:
         if (folder / name).is_file():
             shutil.copy2(folder / name, aside / name)
     shutil.copytree(ends[stage], aside / "checkpoints" / ends[stage].name)
-    cut_back(aside / LOG_NAME, read_facts(ends[stage])["step"])
+    step = read_facts(ends[stage])["step"]
+    cut_back(aside / LOG_NAME, step)
+    # what the other run grew into there is not what this one will
+    log = (aside / LOG_NAME).read_text(encoding="utf-8").splitlines(keepends=True)
+    other = {"event": "grown", "step": step}
+    kept = [line for line in log if not other.items() <= json.loads(line).items()]
+    (aside / LOG_NAME).write_text("".join(kept), encoding="utf-8")
     aside.replace(out)  # an empty folder gives way

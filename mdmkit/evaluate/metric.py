@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mdmkit.diffusion import Diffusion
     from mdmkit.sampling.denoise import Denoise
 
-__all__ = ["Metric", "ModelMetric", "PictureMetric"]
+__all__ = ["ComparingMetric", "Metric", "ModelMetric", "PictureMetric"]
 
 
 class Metric(Protocol):
@@ -27,6 +27,16 @@ class PictureMetric(Metric, Protocol):
 
     def update(self, pictures: Tensor, captions: Sequence[str]) -> None:
         """Takes pictures (B, 3, H, W) in [-1, 1] and the caption of each."""
+        ...
+
+
+class ComparingMetric(PictureMetric, Protocol):
+    """Compares drawn pictures as a whole with pictures of the data: with the `data` first unseen ones."""
+
+    data: int
+
+    def beside(self, pictures: Tensor) -> None:
+        """Takes pictures of the data (B, 3, H, W) in [-1, 1]."""
         ...
 
 

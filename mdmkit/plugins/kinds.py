@@ -36,6 +36,8 @@ KINDS: dict[str, Kind] = {
              ("cond_dim", "device", "dtype")),
         Kind("shell", "the network of a level around the core", "mdmkit.nn.nest:Shell",
              ("inner_channels", "emb_dim", "cond_width", "device", "dtype")),
+        Kind("temporal_layer", "a layer along the frames of a clip", "mdmkit.nn.temporal:TemporalLayer",
+             ("channels", "emb_dim", "device", "dtype")),
         Kind("text_encoder", "captions to features", "mdmkit.text:TextEncoder", ("device", "dtype")),
         Kind("resolution_sampler", "which levels the rows of a batch train",
              "mdmkit.resolutions:ResolutionSampler", ("levels",)),

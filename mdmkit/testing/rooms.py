@@ -133,6 +133,8 @@ def _update(metric: Any, rows: slice) -> None:
     captions = ["a small red circle", "a large blue star", "a large green square", "a small yellow circle"]
     pictures = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     metric.update(pictures[rows], captions[rows])
+    if callable(getattr(metric, "beside", None)):
+        metric.beside(pictures.flip(0)[rows] / 2)
 
 
 def _examine(metric: Any, rows: slice) -> None:

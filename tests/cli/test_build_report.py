@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ from mdmkit.plugins import load_registry
 from mdmkit.recipe import load, loads
 from tests.recipe import stand_ins
 from tests.recipe.stand_ins import FULL
+
+ROOT = Path(__file__).parents[2]
 
 
 class Cost(NamedTuple):
@@ -83,12 +87,19 @@ def test_durations(seconds: float, said: str) -> None:
     assert build_report.duration(seconds) == said
 
 
-def test_the_largest_stage_of_growth_counts() -> None:
-    stages = "[{ levels = 1, batch = 64 }, { levels = 2, batch = 16 }]"
-    text = FULL.replace("\nbatch = 64\n", "\n") + f"[growth]\nuse = 'staged'\nstages = {stages}\n"
-    text = text.replace("\nsteps = 1_000\n", "\n").replace("batch = ", "steps = 1, batch = ")
-    registry = stand_ins.registry()
-    assert set(build_report.micro_batches(loads(text, registry=registry), registry)) == {(64, 64)}
+def test_each_stage_of_growth_has_its_table() -> None:
+    registry = load_registry(env={"MDMKIT_PLUGINS": ""})
+    stages = "[{levels = 1, steps = 3, batch = 8}, {levels = 2, steps = 5, batch = 4, shares = [0.5, 0.5]}]"
+    text = (ROOT / "recipes/quickstart.toml").read_text(encoding="utf-8")
+    text = re.sub(r"\n(steps = 850|batch = 32|levels = [^\n]*)(?=\n)", "", text)
+    recipe = loads(f"{text}[growth]\nuse = 'staged'\nstages = {stages}\n", registry=registry)
+    said = build_report.build_report(recipe, registry)
+    first, second = said.split("stage 1: 5 steps of 4 pictures")
+    assert "stage 0: 3 steps of 8 pictures" in first
+    assert "8 pictures at a time" in first
+    assert "32 x 32" not in first
+    assert "4 pictures at a time (4, 2 reach levels 0, 1, ...)" in second
+    assert "32 x 32" in second
 
 
 def test_rows_that_stop_inside_do_not_count_outside() -> None:

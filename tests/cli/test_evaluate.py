@@ -78,7 +78,7 @@ def test_likelihood_looks_at_the_data_and_draws_nothing(run: Path, monkeypatch: 
         (("--weights", "best"), "evaluate --weights: expected ema or model, got 'best'"),
         (("--set", "evaluate.metrics=[]"),
          "evaluate: the recipe measures nothing (evaluate.metrics is empty); say --metric "
-         "(known: likelihood, prompt_accuracy)"),
+         "(known: fidelity, likelihood, prompt_accuracy)"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(run: Path, arguments: tuple[str, ...], line: str) -> None:
@@ -92,6 +92,12 @@ def test_captions_that_a_metric_cannot_judge_are_one_line(run: Path, tmp_path: P
     done = tiny.here("evaluate", run, "--count", "2", "--set", "sample.steps=1", "--set", data)
     line = "metric prompt_accuracy: expected captions about shapes, came 2 others; use the shapes dataset\n"
     assert (done.code, done.err) == (1, line)
+
+
+def test_pictures_that_were_not_trained_on_begin_behind_all_stages_of_growth() -> None:
+    registry = load_registry(env={"MDMKIT_PLUGINS": ""})
+    recipe = load(registry.recipes["mdmkit:tiny_grow"], registry=registry)
+    assert first_unseen(recipe, registry) == (800 + 600 + 500) * 32
 
 
 def test_an_unknown_metric_is_one_line(run: Path) -> None:

@@ -90,7 +90,7 @@ def test_it_learns_is_counted_and_refuses_what_it_cannot_hear():
     shown, plain = nest(0, 1), nest()
     nests.stir(shown)
     z, told = nests.pictures(ROWS), nests.told(3)
-    sum(said.square().mean() for said in shown(z, previous=z, **told)).backward()
+    torch.stack([said.square().mean() for said in shown(z, previous=z, **told)]).sum().backward()
     for r in range(2):
         grad = shown.get_parameter(f"levels.{r}.conv_self.weight").grad
         assert grad is not None

@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from mdmkit.builtin import growth
 from mdmkit.plugins import Component, Registry, hookimpl, load_registry
 from mdmkit.recipe import Use, opt, slot
 
@@ -120,20 +121,10 @@ class Web:
 
 
 @attrs.frozen
-class Stage:
-    """One stage of growth."""
+class Mixed:
+    """Shares by level."""
 
-    levels: int = opt(help="levels in training", ge=1)
-    steps: int | None = opt(None, ge=1)
-    batch: int | None = opt(None, ge=1)
-    shares: tuple[float, ...] | None = opt(None, ge=0.0)
-
-
-@attrs.frozen
-class Staged:
-    """Stage by stage."""
-
-    stages: tuple[Stage, ...] = opt(help="stages in order")
+    shares: tuple[float, ...] = opt(help="low to high", ge=0.0)
 
 
 @attrs.frozen
@@ -186,8 +177,8 @@ COMPONENTS = [
     Component("text_encoder", "bare", Plain, f"{HERE}:built"),
     Component("text_encoder", "t5", T5, f"{HERE}:built"),
     Component("resolution_sampler", "all", Plain, "mdmkit.resolutions:All"),
-    Component("growth", "none", Plain, f"{HERE}:built"),
-    Component("growth", "staged", Staged, f"{HERE}:built"),
+    Component("resolution_sampler", "mixed", Mixed, "mdmkit.resolutions:Mixed"),
+    *growth.COMPONENTS,  # their rules span the recipe: these are the real ones
     Component("sampler", "ddim", Plain, f"{HERE}:built"),
     Component("spacing", "uniform_t", Plain, f"{HERE}:built"),
     Component("guidance", "cfg", Cfg, f"{HERE}:built"),
@@ -196,6 +187,7 @@ COMPONENTS = [
     Component("dataset", "webdataset", Web),
     Component("logger", "tensorboard", Plain, f"{HERE}:built"),
     Component("optimizer", "adamw", Adam, f"{HERE}:built"),
+    Component("optimizer", "rateless", Plain, f"{HERE}:built"),
     Component("lr_schedule", "warmup", Warmup, f"{HERE}:built"),
 ]
 

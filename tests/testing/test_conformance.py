@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,17 @@ def cached(folder: Path) -> dict[str, Any]:
     return {"width": 16, "encoder": Use("t5", 1, t5, "text_encoder")}
 
 
+def words(folder: Path) -> Path:
+    """A network of words that has learned nothing."""
+    from mdmkit.evaluate.words import WordsNet, save
+
+    if find_spec("torch_fidelity") is None:
+        pytest.skip("needs torch-fidelity")
+    torch.manual_seed(0)
+    save(folder / "words.safetensors", WordsNet(["red", "circle"], side=16, width=8), {"accuracy": 0.0})
+    return folder / "words.safetensors"
+
+
 def staged(name: str, *changes: dict[str, Any]) -> tuple[Any, ...]:
     """Stages of one level more each."""
     from mdmkit.builtin import growth
@@ -143,12 +155,14 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
         "steps": 100,
     },
     "guidance/auto": lambda folder: {"weak": str(folder)},
+    "metric/fidelity": lambda folder: {"weights": str(words(folder))},
     "growth/staged": lambda folder: {"stages": staged("Stage", {}, {}, {})},
     "growth/freeze_then_thaw": lambda folder: {"stages": staged("FreezeStage", {}, {"freeze": 2}, {})},
     "growth/fade_in": lambda folder: {"stages": staged("FadeStage", {}, {"fade": 2}, {})},
     "growth/net2wider": lambda folder: {
         "stages": staged("WideStage", {"narrower": 4}, {"narrower": (2, 4)}, {})
     },
+    "growth/temporal": lambda folder: {"stages": staged("TimeStage", {"clips": False}, {}, {"freeze": 2})},
     "growth/deepen": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
     "growth/stack": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
     "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},

@@ -1,7 +1,6 @@
 """A plugin that sends its process a signal, at a step (STOP_AT) or inside a checkpoint (STOP_IN).
 
-Also just behind one (STOP_SAVED, its step), when a level has been grown (STOP_GROWN, the level). GROW_AT: at
-that step somebody says --grow-now in another shell.
+Also just behind one (STOP_SAVED, its step). GROW_AT: at that step somebody says --grow-now in another shell.
 """
 
 from __future__ import annotations
@@ -52,11 +51,4 @@ def mdmkit_step_end(step: int, **_: Any) -> None:
 def mdmkit_checkpoint_saved(step: int, **_: Any) -> None:
     """Nothing else has happened since the checkpoint was whole."""
     if step == int(os.environ.get("STOP_SAVED", "-1")):
-        stop()
-
-
-@hookimpl
-def mdmkit_level_grown(level: int, **_: Any) -> None:
-    """The network is there, and has not been trained."""
-    if level == int(os.environ.get("STOP_GROWN", "-1")):
         stop()
