@@ -56,12 +56,15 @@ def command(
         Path | None, typer.Option(help="a folder for the pictures; MODEL/drawn where not given")
     ] = None,
     intermediate: Annotated[int, typer.Option(help="also keep so many predictions on the way")] = 0,
+    clip_format: Annotated[
+        str | None, typer.Option(help="of clips: gif (where not given), mp4, or png, a folder of frames each")
+    ] = None,
     noise_device: Annotated[str | None, typer.Option(help="cpu: the same picture on every device")] = None,
     weights: Weights = None,
 ) -> None:
     """Draw pictures for captions at every level: a labelled grid a level, and each picture as a PNG."""
     from mdmkit import assemble
-    from mdmkit.evaluate.clips import save_contact_sheet, save_gif
+    from mdmkit.evaluate.clips import CLIP_FORMATS, check_format, save_clip, save_contact_sheet
     from mdmkit.evaluate.grid import save_grid, save_picture
     from mdmkit.model_folder import load
     from mdmkit.sampling.draw import draw
@@ -77,6 +80,10 @@ def command(
     if noise_device not in (None, "cpu"):
         raise WrongInput(
             f"sample --noise-device: expected cpu, or nothing for the model's own, got '{noise_device}'"
+        )
+    if clip_format is not None and clip_format not in CLIP_FORMATS:
+        raise WrongInput(
+            f"sample --clip-format: expected one of {', '.join(CLIP_FORMATS)}, got '{clip_format}'"
         )
     sources = Sources(init, strength, mask, low, to_seed, to_prompt, canvas, passes)
     given = {"sample.steps": steps, "sample.seed": seed}
@@ -118,6 +125,10 @@ def command(
     if weighted_prompts:
         more = (negative, *([to_prompt] if to_prompt else ()), *(regions.prompts if regions else ()))
         check_prompts([*prompts, *more])
+    clips = len(assemble.resolutions(recipe, levels)[0]) == 3
+    if clip_format is not None and not clips:
+        raise WrongInput("sample --clip-format: the model draws pictures, not clips; leave it out")
+    check_format(clip_format or "gif")
     target = out or free_name(model, "drawn")
     refuse_full(target)
     device = pick_device(recipe.run.device)
@@ -166,9 +177,7 @@ def command(
             raise WrongInput(f"sample: {error}") from error
         if cut := getattr(text, "truncated", 0):
             print(f"{cut} prompts were cut to the encoder's length", file=sys.stderr)
-        clips, save_page = len(resolutions[0]) == 3, save_grid
-        if clips:
-            save_page = save_contact_sheet
+        save_page = save_contact_sheet if clips else save_grid
         for r, side in enumerate(resolutions):
             name = f"{'sheet' if clips else 'grid'}-level-{r}-{'x'.join(map(str, side))}"
             path = target / f"{name}.png"
@@ -183,7 +192,8 @@ def command(
         for i, pyramid in enumerate(pyramids):
             number = recipe.sample.seed + i if seeds is None else i
             if clips:
-                save_gif(target / f"clip-{number:05d}.gif", pyramid[-1].cpu(), fps=frame_rate(recipe))
+                told = {"fps": frame_rate(recipe), "format": clip_format or "gif"}
+                save_clip(target / f"clip-{number:05d}", pyramid[-1].cpu(), **told)
             else:
                 save_picture(target / f"picture-{number:05d}.png", pyramid[-1].cpu())
     print(f"{len(pyramids)} {'clips' if clips else 'pictures'} in {target}", file=sys.stderr)

@@ -23,6 +23,7 @@ from .grid import BORDER, FAINT, INK, PAPER, WrappedText, save_image, to_uint8
 
 __all__ = [
     "CLIP_FORMATS",
+    "check_format",
     "clip_bytes",
     "contact_sheet",
     "save_clip",
@@ -59,16 +60,23 @@ def clip_bytes(clip: Clip) -> np.ndarray:
     return array
 
 
+def check_format(format: str) -> None:
+    """ValueError for a format that is none, MdmkitError for one that needs PyAV where that is missing."""
+    if format not in CLIP_FORMATS:
+        raise ValueError(f"expected a clip format of {', '.join(CLIP_FORMATS)}, came {format!r}")
+    if format == "mp4":
+        _av()
+
+
 def save_clip(path: str | Path, clip: Clip, *, fps: float, format: str, scale: int = 1) -> Path:
     """Writes a clip as `path` with the format's suffix: mp4, gif, or png, which is a folder of frames."""
     path = Path(path)
+    check_format(format)
     if format == "mp4":
         return save_mp4(path.with_name(path.name + ".mp4"), clip, fps=fps, scale=scale)
     if format == "gif":
         return save_gif(path.with_name(path.name + ".gif"), clip, fps=fps, scale=scale)
-    if format == "png":
-        return save_frames(path, clip, scale=scale)
-    raise ValueError(f"expected a clip format of {', '.join(CLIP_FORMATS)}, came {format!r}")
+    return save_frames(path, clip, scale=scale)
 
 
 def save_mp4(path: str | Path, clip: Clip, *, fps: float, scale: int = 1) -> Path:
