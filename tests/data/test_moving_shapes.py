@@ -362,3 +362,18 @@ def test_a_small_clip_is_the_pooled_large_one(position, resolution):
     large = film(scene, (resolution[0] * 4, resolution[1] * 4), when).astype(float)
     pooled = large.reshape(4, resolution[0], 4, resolution[1], 4, 3).mean((2, 4))
     assert np.abs(small - pooled).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("motion", "right", "down"),
+    [
+        ("left", -1, 0), ("right", 1, 0), ("up", 0, -1), ("down", 0, 1),
+        ("up left", -1, -1), ("up right", 1, -1), ("down left", -1, 1), ("down right", 1, 1),
+    ],
+)  # fmt: skip
+def test_directions_are_those_of_a_picture(motion, right, down):
+    said = MotionStatement((Stated("circle", "red"),), (Happening(0, motion),))
+    clip = film(moving_scene_of(stream(0), said), (32, 32), [0.0, 1.0])
+    (y0, x0), (y1, x1) = (np.argwhere(frame[..., 1] < 140).mean(0) for frame in clip)
+    for moved, sign in ((x1 - x0, right), (y1 - y0, down)):
+        assert abs(moved) < 0.5 if sign == 0 else moved * sign > 4
