@@ -68,7 +68,7 @@ def draw(
     diffusion: Diffusion,
     drawing: Drawing,
     *,
-    resolutions: Sequence[tuple[int, int]],
+    resolutions: Sequence[Sequence[int]],
     captions: Sequence[str] = (),
     negative: str = "",
     conditions: Conditions | None = None,
@@ -86,8 +86,9 @@ def draw(
 ) -> list[tuple[Tensor, ...]]:
     """One pyramid of pictures (3, H_r, W_r) in [-1, 1], low to high, a caption; picture i has seed + i.
 
-    `resolutions` are those of the inner levels to run (all of them for full pictures). Guidance leads away
-    from the text `negative`. `conditions`: features to draw for, in the place of captions and encoder.
+    `resolutions` are those of the inner levels to run (all of them for full pictures); with frames in front
+    clips (3, F_r, H_r, W_r) are drawn, and, with one at each level, a clip model's pictures. Guidance leads
+    away from the text `negative`. `conditions`: features to draw for, in the place of captions and encoder.
     `seeds`: one a picture, in the place of seed + i. `start` and `known` (`mdmkit.sampling.edit`) hold for
     every picture: of one row. `windows`: ask the network for pieces of larger `resolutions`. `regions`: more
     prompts for parts of every picture. `weighted`: prompts weigh their words (`mdmkit.text.weighted.parse`).
