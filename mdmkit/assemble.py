@@ -148,7 +148,13 @@ def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
         shift_power_frames=said.shift_power_frames,
     )
     scales = signal_scales(resolutions(recipe), scale=said.signal_scale, power=said.signal_scale_power)
-    return Diffusion(schedules=schedules, prediction=said.prediction, scales=scales)
+    return Diffusion(
+        schedules=schedules,
+        prediction=said.prediction,
+        scales=scales,
+        given=said.given,
+        given_noise=said.given_noise,
+    )
 
 
 def dataset(recipe: Recipe, registry: Registry, *, resolution: tuple[int, int] | None = None) -> Any:
