@@ -59,7 +59,7 @@ class Sheet:
 
 
 def picture(path: Path) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
 
 
 def main() -> None:

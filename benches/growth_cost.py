@@ -8,9 +8,10 @@ one of k, over the FLOPs that it does more, beside the same of the core alone: 1
 FLOPs.
 
 Then the recipe's stages, a few steps each: growing from one to the next, as a run does it (read the
-checkpoint, put the larger network together, carry the whole state over), over a step of the stage that it
-leads to; and its peak memory above what the process had before, over the size of the checkpoint that the new
-stage writes. The new network, its optimizer and its averages are in that. Seconds are of the CPU.
+checkpoint, put the larger network together, carry the whole state over into it), over a step of the stage
+that it leads to; and, in a process of its own, the memory that stays (`state_mb`: network, optimizer and
+averages, before the first gradient), and what it takes beside that for a while (`more_mb`), over the size of
+the new stage's checkpoint. Seconds are of the CPU.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import statistics
 import tempfile
 import time
 from itertools import pairwise
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +40,13 @@ from mdmkit.nn.cost import level_costs
 from mdmkit.plugins import Registry, load_registry
 from mdmkit.recipe import Recipe, dumps, load
 from mdmkit.recipe.load import find as find_recipe
+from mdmkit.train.ema import EMA
 from mdmkit.train.folder import RESOLVED
-from mdmkit.train.loop import train
+from mdmkit.train.loop import train, trained_parameters
 from mdmkit.train.memory import keep_large_buffers
+from mdmkit.train.optim import set_apart
 from mdmkit.train.parallel import world
+from mdmkit.train.state import restore
 
 CPU = torch.device("cpu")
 
@@ -100,47 +106,80 @@ def trained(stage: StageRun, folder: Path) -> list[float]:
     return [after - before for before, after in pairwise(ends)]
 
 
+def taken_over(recipe: Recipe, registry: Registry, folder: Path) -> tuple[StageRun, EMA]:
+    """The next stage with the whole state in it, as `train` begins it."""
+    stage = grown(recipe, registry, folder, device=CPU)
+    parts, new = stage.parts, stage.plan.phase.new
+    parameters = trained_parameters(parts.nest, parts.text)
+    ema = EMA(parameters, decay=stage.plan.ema)
+    set_apart(parts.optimizer, [p for name, p in parameters.items() if name in new])
+    assert stage.resume is not None
+    restore(stage.resume, parameters, ema, parts.optimizer, new=new)
+    return attrs.evolve(stage, resume=None), ema
+
+
 def memory(field: str) -> int:
-    """Bytes of this process, as Linux names them: VmRSS, now; VmHWM, at most since `forget_peak`."""
+    """Bytes of this process, as Linux names them: VmRSS, now; VmHWM, at most so far."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.split(f"{field}:")[1].split()[0])
 
 
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+def growing_memory(
+    name: str, sets: list[str], steps: int, folder: Path, answer: Queue[dict[str, float]]
+) -> None:
+    """In a process of its own, whose peak is growing's: what stays, and how much more it was for a while."""
+    torch.set_num_threads(1)
+    registry = load_registry()
+    recipe = short(load(find_recipe(name, registry), sets, registry), steps)
+    stage_run(recipe, registry, None, device=CPU)  # what is imported on the way is not growth's
+    gc.collect()
+    before = memory("VmRSS")
+    stage = taken_over(recipe, registry, folder)
+    peak = memory("VmHWM")
+    gc.collect()
+    after = memory("VmRSS")
+    del stage
+    answer.put({"state_mb": (after - before) / 1e6, "more_mb": (peak - after) / 1e6})
 
 
-def growing(recipe: Recipe, registry: Registry, folder: Path, *, rounds: int) -> list[dict[str, Any]]:
+def apart(*arguments: Any) -> dict[str, float]:
+    context = get_context("spawn")
+    answer: Queue[dict[str, float]] = context.Queue()
+    process = context.Process(target=growing_memory, args=(*arguments, answer))
+    process.start()
+    try:
+        return answer.get(timeout=600)
+    finally:
+        process.join()
+
+
+def growing(name: str, sets: list[str], registry: Registry, *, rounds: int) -> list[dict[str, Any]]:
     """What growing takes from each stage to the next."""
     found = []
-    stage: StageRun | None = stage_run(recipe, registry, None, device=CPU)
-    assert stage is not None
-    trained(stage, folder)
-    last = stage.plan.phase.last
-    while not last:
-        seconds, peaks = [], []
-        for _ in range(rounds):
-            stage = None  # as in a run: the next stage is a network of its own
-            gc.collect()
-            before = memory("VmRSS")
-            forget_peak()
-            started = time.process_time()
+    recipe = short(load(find_recipe(name, registry), sets, registry), 1 + rounds)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        stage = stage_run(recipe, registry, None, device=CPU)
+        trained(stage, folder)
+        while not stage.plan.phase.last:
+            seconds = []
+            for _ in range(rounds):
+                started = time.process_time()
+                taken_over(recipe, registry, folder)
+                seconds.append(time.process_time() - started)
+            used = apart(name, sets, 1 + rounds, folder)
             stage = grown(recipe, registry, folder, device=CPU)
-            seconds.append(time.process_time() - started)
-            peaks.append(memory("VmHWM") - before)
-        assert stage is not None
-        steps = trained(stage, folder)
-        size = sum(path.stat().st_size for path in find(folder).iterdir())
-        last = stage.plan.phase.last
-        found.append({
-            "levels": len(stage.parts.resolutions),
-            "grow_seconds": statistics.median(seconds),
-            "step_seconds": statistics.median(steps),
-            "over_step": statistics.median(seconds) / statistics.median(steps),
-            "peak_mb": max(peaks) / 1e6,
-            "checkpoint_mb": size / 1e6,
-            "over_checkpoint": max(peaks) / size,
-        })  # fmt: skip
+            steps = trained(stage, folder)
+            size = sum(path.stat().st_size for path in find(folder).iterdir())
+            found.append({
+                "levels": len(stage.parts.resolutions),
+                "grow_seconds": statistics.median(seconds),
+                "step_seconds": statistics.median(steps),
+                "over_step": statistics.median(seconds) / statistics.median(steps),
+                "checkpoint_mb": size / 1e6,
+                **used,
+                "over_checkpoint": used["more_mb"] * 1e6 / size,
+            })  # fmt: skip
     return found
 
 
@@ -180,8 +219,7 @@ def main() -> None:
     rounds = 3 if options.quick else 15
     steps = steps_by_levels(recipe, registry, rows=options.rows, rounds=rounds)
     table(steps)
-    with tempfile.TemporaryDirectory() as folder:
-        grows = growing(short(recipe, 1 + rounds), registry, Path(folder), rounds=rounds)
+    grows = growing(options.recipe, options.sets, registry, rounds=rounds)
     table(grows)
     facts = {"recipe": options.recipe, "set": options.sets, "rows": options.rows, "threads": options.threads}
     print(json.dumps({**about("growth_cost"), **facts, "steps": steps, "growing": grows}))

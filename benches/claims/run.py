@@ -9,9 +9,9 @@ waiting for other work. `table.py` makes the table of `benches/README.md`.
 
 (a) a nest against a plain U-Net      nest2, nest2_full, plain
 (b) a nest against a cascade          nest2, cascade
-(c) grown against all at once         grow50, nest2
+(c) grown against all at once         grow50, grow50_lr, nest2
 (d) one, two, three levels            plain, nest2, nest3
-(e) longer training at low resolution nest2 (none), grow25, grow50, grow75
+(e) longer training at low resolution nest2 (none), grow25, grow50, grow75, grow50_lr, grow75_lr
 (f) mixed batches against full ones   nest2, nest2_full
 """
 
@@ -50,9 +50,9 @@ WORK = Path("runs/claims")
 CLAIMS = {
     "a": ("plain", "nest2", "nest2_full"),
     "b": ("cascade", "nest2"),
-    "c": ("nest2", "grow50"),
+    "c": ("nest2", "grow50", "grow50_lr"),
     "d": ("plain", "nest2", "nest3"),
-    "e": ("nest2", "grow25", "grow50", "grow75"),
+    "e": ("nest2", "grow25", "grow50", "grow75", "grow50_lr", "grow75_lr"),
     "f": ("nest2_full", "nest2"),
 }
 ARMS = tuple(dict.fromkeys(arm for arms in CLAIMS.values() for arm in arms))

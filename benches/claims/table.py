@@ -37,6 +37,8 @@ WHAT = {
     "grow25": "nest grown, 25 % of the compute at 16 first",
     "grow50": "nest grown, 50 % at 16 first",
     "grow75": "nest grown, 75 % at 16 first",
+    "grow50_lr": "as grow50, learning rate raised at growth",
+    "grow75_lr": "as grow75, learning rate raised at growth",
 }
 # what the paper would have: which arm is better than which
 BETTER = (
@@ -44,11 +46,14 @@ BETTER = (
     ("a", "the same, without mixed batches", "nest2_full", "plain"),
     ("b", "a nest is better than a cascade", "nest2", "cascade"),
     ("c", "grown is better than all at once", "grow50", "nest2"),
+    ("c", "the same, with the learning rate raised at growth", "grow50_lr", "nest2"),
     ("d", "two levels are better than one", "nest2", "plain"),
     ("d", "three levels are better than two", "nest3", "nest2"),
     ("e", "25 % at low resolution is better than none", "grow25", "nest2"),
     ("e", "50 % is better than 25 %", "grow50", "grow25"),
     ("e", "75 % is better than 50 %", "grow75", "grow50"),
+    ("e", "50 % is better than 25 %, learning rate raised", "grow50_lr", "grow25"),
+    ("e", "75 % is better than 50 %, learning rate raised", "grow75_lr", "grow50_lr"),
     ("f", "mixed batches are better than full ones", "nest2", "nest2_full"),
 )
 

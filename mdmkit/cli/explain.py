@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import attrs
 import typer
@@ -76,14 +76,31 @@ def component_text(registry: Registry, kind: str, name: str) -> str:
 
 
 def settings_rows(cls: type) -> list[str]:
-    """One line a field: name, default, type with bounds, help."""
-    cells = [
-        (field.name, default_text(field), field_type(field), field.metadata.get("help", ""))
-        for field in fields(cls)
-    ]
+    """One line a field: name, default, type with bounds, help; keys of tables inside under theirs."""
+    cells = settings_cells(cls)
     widths = [max((len(row[i]) for row in cells), default=0) for i in range(3)]
     return ["  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]).rstrip()
             for row in cells]  # fmt: skip
+
+
+def settings_cells(cls: type, indent: str = "") -> list[tuple[str, str, str, str]]:
+    """The parts of each line."""
+    cells = []
+    for field in fields(cls):
+        help = field.metadata.get("help", "")
+        cells.append((indent + field.name, default_text(field), field_type(field), help))
+        inside = table_inside(field.type)
+        if inside is not None and "kind" not in field.metadata:
+            cells += settings_cells(inside, indent + "  ")
+    return cells
+
+
+def table_inside(annotation: Any) -> type | None:
+    """The class of the tables that a key holds, one or a list of them; None where it holds none."""
+    for member in (annotation, *get_args(annotation)):
+        if isinstance(member, type) and attrs.has(member):
+            return member
+    return None
 
 
 def value_report(document: Document, path: KeyPath, registry: Registry, *, allow_pipe: bool = False) -> str:

@@ -128,6 +128,13 @@ def test_show_prints_a_recipe_that_is_the_same(cli: Cli, full: Path) -> None:
     assert "shift_power_frames" not in short
 
 
+def test_explain_shows_the_keys_of_tables_inside(cli: Cli) -> None:
+    lines = cli("explain", "growth/staged").out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("  stages "))
+    assert lines[at + 1].startswith("    levels ")
+    assert lines[at + 1].split()[1:4] == ["required", "int", ">="]
+
+
 def test_explain_a_component(cli: Cli) -> None:
     code, out, err = cli("explain", "noise_schedule/cosine")
     assert (code, err) == (0, "")

@@ -112,6 +112,8 @@ def test_what_its_maker_does_not_train_is_not_thawed(tmp_path: Path) -> None:
     assert turns
     for name in turns:
         assert torch.equal(before[name], after[name]), name
+        # too much starts at zero in front of them for a gradient to arrive in three steps
+        assert not trained_parameters(stage.parts.nest, None)[name].requires_grad
 
 
 def test_the_rate_of_what_is_new_rises_by_itself(tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_a_resolution_sampler_begins_anew_with_its_stage(tmp_path: Path) -> None
 
 def test_a_decision_to_grow_is_taken_once(tmp_path: Path) -> None:
     """It is written down with its step; a run that is killed before it is taken away does not grow twice."""
-    recipe = recipe_of("staged", "levels = 1, steps = 9", "levels = 2, steps = 3")
+    recipe = recipe_of("staged", "levels = 1, steps = 9", "levels = 2, steps = 3", "levels = 2, steps = 1")
     (tmp_path / GROW_NOW).touch()
     events: list[Any] = []
     go(stage_run(recipe, REGISTRY, None, device="cpu"), tmp_path, on_event=lambda *e: events.append(e))
@@ -345,7 +347,7 @@ def test_old_levels_do_not_get_worse_when_a_level_is_grown(tmp_path: Path) -> No
     before = fixed_loss(first)
     go(first, tmp_path)
     trained = fixed_loss(first)
-    assert trained < 0.5 * before, "it has learned something that it could lose"
+    assert trained < 0.6 * before, "it has learned something that it could lose"
     stage = grown(recipe, REGISTRY, tmp_path, device="cpu")
     losses: list[float] = []
     go(stage, tmp_path, lambda step: losses.append(fixed_loss(stage)))
