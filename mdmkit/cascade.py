@@ -66,7 +66,7 @@ def before(
         what = f"level{'s 0 to' if inner else ''} {inner}"
         lacks = f"{checkpoints} has no checkpoint that ends stage {missing}" if stage else "it stands alone"
         raise WrongInput(
-            f"this model is given {what} (diffusion.given), and no model that draws them is there: {lacks}; "
+            f"this model is given {what} (diffusion.given), and no model that draws this is there: {lacks}; "
             "draw for a picture of that size: mdmkit sample --low PICTURE"
         )
     found = []
