@@ -13,11 +13,12 @@ from torch import Tensor
 
 from mdmkit.diffusion import Diffusion, NoiseLevel
 from mdmkit.pyramid import Pyramid, normalize_resolution, pool, pyramid
+from mdmkit.targets import to_eps
 
 from .coarse import enlarged, level_scale
 from .denoise import Denoise, Denoised, with_x0
 
-__all__ = ["Known", "Start", "known_frames", "known_low", "known_region"]
+__all__ = ["Given", "Known", "Start", "known_frames", "known_low", "known_region"]
 
 
 @attrs.frozen(eq=False)
@@ -119,6 +120,48 @@ class Known:
     def check(self, shapes: Sequence[Sequence[int]], rows: int) -> None:
         """ValueError where the pictures are not of these shapes, or not one row or `rows`."""
         check_sizes("known picture", self.pictures, shapes, rows)
+
+
+@attrs.frozen(eq=False)
+class Given:
+    """Pictures of the inner levels that a model does not draw but is given (`Diffusion.given`).
+
+    `pictures`: a pyramid in [-1, 1] of those levels, one row for all or a row each; `noise`: standard normal,
+    like them. The network sees them as in training, at every step; they come out as they are.
+    """
+
+    pictures: Pyramid = attrs.field(converter=tuple)
+    noise: Pyramid = attrs.field(converter=tuple)
+
+    def wrap(self, denoise: Denoise, diffusion: Diffusion) -> Denoise:
+        """A denoiser that is given them, whatever the trajectory has at their levels."""
+        x0 = diffusion.scaled([x.to(eps) for x, eps in zip(self.pictures, self.noise, strict=True)])
+        shown = tuple(diffusion.shown(x, eps) for x, eps in zip(x0, self.noise, strict=True))
+
+        def denoise_rest(z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+            count = min(len(z), len(shown))
+            said = denoise((*shown[:count], *z[count:]), at)
+            # eps is about the trajectory, which the network has not seen
+            inner = zip(x0[:count], z, at.alpha, at.sigma, strict=False)
+            eps = tuple(to_eps(x, noisy, alpha, sigma, "x0") for x, noisy, alpha, sigma in inner)
+            return Denoised((*x0[:count], *said.x0[count:]), (*eps, *said.eps[count:]))
+
+        return denoise_rest
+
+
+def check_given(given: Sequence[Tensor] | None, diffusion: Diffusion, levels: int) -> None:
+    """ValueError unless there are pictures of as many levels as the model is given, and one more is drawn."""
+    came = 0 if given is None else len(given)
+    if came != diffusion.given:
+        raise ValueError(
+            f"expected pictures of the {diffusion.given} inner levels that the model is given, got {came}"
+            + ("; draw them with another model, or give a picture" if came < diffusion.given else "")
+        )
+    if levels <= came:
+        raise ValueError(
+            f"expected more than the {came} levels that the model is given, got {levels}: it draws none of "
+            "those"
+        )
 
 
 def stretches(
