@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdmkit.errors import WrongInput
-from mdmkit.recipe.checks import side
+from mdmkit.recipe.checks import clip_frames, side
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,9 @@ __all__ = [
     "dataset",
     "diffusion",
     "drawing",
+    "draws_clips",
     "frames",
+    "frames_power",
     "guidance",
     "loggers",
     "loss",
@@ -40,6 +42,7 @@ __all__ = [
     "nest",
     "optimizer",
     "parts",
+    "picks_frames",
     "plan",
     "resolution_sampler",
     "resolutions",
@@ -52,14 +55,32 @@ __all__ = [
 ]
 
 
-def resolutions(recipe: Recipe, levels: int | None = None) -> tuple[tuple[int, int], ...]:
-    """The (height, width) of each level, low to high; of the first `levels` where given."""
-    return tuple(side(level.resolution) for level in recipe.model.levels[:levels])
+def resolutions(recipe: Recipe, levels: int | None = None) -> tuple[tuple[int, ...], ...]:
+    """The (height, width) of each level, low to high; of the first `levels` where given.
+
+    Of a model of clips it is (frames, height, width).
+    """
+    sizes = tuple(side(level.resolution) for level in recipe.model.levels)
+    if draws_clips(recipe):
+        counts = (clip_frames(level) for level in recipe.model.levels)
+        return tuple((count, *size) for count, size in zip(counts, sizes, strict=True))[:levels]
+    return sizes[:levels]
+
+
+def draws_clips(recipe: Recipe) -> bool:
+    """Whether a level has clips (B, C, F, H, W)."""
+    return any(clip_frames(level) > 1 for level in recipe.model.levels)
+
+
+def picks_frames(recipe: Recipe) -> bool:
+    """Whether frames of inner levels are picked, and not averages."""
+    return recipe.diffusion.frame_pooling == "pick"
 
 
 def frames(recipe: Recipe) -> tuple[int, ...] | None:
-    """How many frames stand in a picture of each level, low to high; None: they are just pictures."""
-    counts = tuple(getattr(level.network.settings, "frames", 1) for level in recipe.model.levels)
+    """How many frames stand in a picture of each level, low to high; None: they are no grids of frames."""
+    every = [level.network.settings for level in recipe.model.levels]
+    counts = tuple(one.frames if getattr(one, "layout", None) == "grid" else 1 for one in every)
     return counts if max(counts, default=1) > 1 else None
 
 
@@ -145,16 +166,39 @@ def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
         schedule,
         resolutions(recipe),
         shift_power=said.shift_power,
-        shift_power_frames=said.shift_power_frames,
+        shift_power_frames=frames_power(recipe),
     )
     scales = signal_scales(resolutions(recipe), scale=said.signal_scale, power=said.signal_scale_power)
     return Diffusion(schedules=schedules, prediction=said.prediction, scales=scales)
 
 
-def dataset(recipe: Recipe, registry: Registry, *, resolution: tuple[int, int] | None = None) -> Any:
-    """The dataset at the recipe's highest resolution, or at another one."""
-    resolution = resolution or resolutions(recipe)[-1]
-    return registry.build(recipe.data.source, kind="dataset", seed=recipe.run.seed, resolution=resolution)
+def frames_power(recipe: Recipe) -> float:
+    """p_f of the shift: 1 where frames are averaged, which leaves less noise, 0 where they are picked."""
+    said = recipe.diffusion.shift_power_frames
+    return said if said is not None else 0.0 if picks_frames(recipe) else 1.0
+
+
+def dataset(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    resolution: tuple[int, int] | None = None,
+    frames: int | None = None,
+) -> Any:
+    """The dataset at the recipe's highest resolution, or at another one.
+
+    frames: of each clip, those of the highest level where not given; a dataset that has only pictures is not
+    told.
+    """
+    top = resolutions(recipe)[-1]
+    resolution = resolution or (top[-2], top[-1])
+    if frames is None and len(top) == 3:
+        frames = top[0]
+    source = recipe.data.source
+    told: dict[str, Any] = {"seed": recipe.run.seed, "resolution": resolution}
+    if frames is not None and registry.takes(source, "frames", kind="dataset"):
+        told["frames"] = frames
+    return registry.build(source, kind="dataset", **told)
 
 
 def weighting(recipe: Recipe, registry: Registry) -> Any:
@@ -341,6 +385,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         time_sampler=time_sampler(recipe, registry),
         resolutions=resolutions(recipe),
         frames=frames(recipe),
+        pick=picks_frames(recipe),
         by_size=sorted_by_size,
         weighting=heads,
     )

@@ -79,15 +79,23 @@ class NestedUNetModel(ModelMixin, ConfigMixin):
     """A nest as a model of diffusers, under our parameter names.
 
     `model` is the recipe's table, `cond_dim` the width of the text features (None: it reads none),
-    `precision` that of the network where the device is made for it. Called as `NestedUNet` is.
+    `precision` that of the network where the device is made for it. `lift` as of `NestedUNet`, which is called
+    in the same way.
     """
 
     @register_to_config
-    def __init__(self, model: Table, cond_dim: int | None = None, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        model: Table,
+        cond_dim: int | None = None,
+        precision: str = "fp32",
+        lift: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         text = None if cond_dim is None else {"use": "cached", "width": cond_dim}
         device = torch.get_default_device()
         nest = assemble.nest(recipe_of(model=model, text=text), registry(), device=device)
+        nest.lift = None if lift is None else tuple(lift)
         self.levels = nest.levels
         self._nest = (nest,)  # in a tuple: its parameters are those of `levels`, without another prefix
 

@@ -27,7 +27,9 @@ __all__ = [
     "Stack",
     "Stage",
     "Staged",
+    "Temporal",
     "Watch",
+    "as_pictures",
     "new_levels",
     "ramp",
 ]
@@ -95,7 +97,8 @@ class Stage:
     levels: that exist, from the lowest resolution. steps, images: how long, in optimiser steps or pictures;
     batch, lr, rows, shares: as the recipe's [train] says where None. warmup: steps over which the learning
     rate of what is new rises. freeze: first steps in which only what is new learns. fade: steps over which
-    the loss weight of new levels, and what they hand inwards, rise from 0. narrower: channels are those of
+    the loss weight of new levels, and what they hand inwards, rise from 0. clips: levels have their frames
+    and layers along time, not a frame alone. narrower: channels are those of
     the recipe divided by this (one number, or one a level). extra_blocks: at most so many.
     """
 
@@ -110,6 +113,7 @@ class Stage:
     plateau: Plateau | None = None
     freeze: int = 0
     fade: int = 0
+    clips: bool = True
     narrower: int | tuple[int, ...] = 1
     extra_blocks: int | None = None
 
@@ -276,9 +280,11 @@ class Net2Wider(Staged):
         if odd := [width for width in settings.channels if width % divisor]:
             raise ValueError(f"narrower = {divisor} does not divide the {odd[0]} channels of level {level}")
         temporal = getattr(settings, "temporal_attention", 0)
-        if temporal if isinstance(temporal, int) else any(temporal):
+        in_grid = temporal if isinstance(temporal, int) else any(temporal)
+        if in_grid or getattr(settings, "temporal", None) is not None:
+            what = "temporal_attention" if in_grid else "temporal layers"
             raise ValueError(
-                f"level {level} has temporal_attention, whose heads are of one size, so that more channels "
+                f"level {level} has {what}, whose heads are of one size, so that more channels "
                 "are other heads; leave narrower out there"
             )
         changes: dict[str, Any] = {"channels": tuple(width // divisor for width in settings.channels)}
@@ -347,3 +353,44 @@ class Stack(Deepen):
         from mdmkit.operators import stacked
 
         return dict(old) if moment else stacked(old, shapes)
+
+
+def as_pictures(settings: Any) -> Any:
+    """The settings of a level of clips without time: one frame, no layers or strides along frames.
+
+    Its network is a part of that of the clips, by its names and by what it says of each frame. Settings of
+    levels of pictures stay as they are; of grids of frames too, as their layers cannot be taken apart.
+    """
+    if getattr(settings, "frames", 1) == 1 or getattr(settings, "layout", None) == "grid":
+        return settings
+    changes: dict[str, Any] = {"frames": 1}
+    for field in attrs.fields(type(settings)):
+        if field.name in ("temporal", "temporal_layers"):
+            changes[field.name] = field.default
+    if settings.strides is not None:
+        changes["strides"] = tuple(s if isinstance(s, int) else tuple(s[-2:]) for s in settings.strides)
+    micros = {k: v for k, v in (settings.micro_conditioning or {}).items() if k not in ("fps", "frames")}
+    changes["micro_conditioning"] = micros or None
+    return attrs.evolve(settings, **changes)
+
+
+@attrs.frozen
+class Temporal(Staged):
+    """Levels by stages, and time: a network over pictures becomes one over clips.
+
+    Stages with clips=False train the levels on pictures; in the next the recipe's frames, layers along time
+    (which start as the identity), strides along time (which start as averages and repetitions) and
+    micro-conditioning by frames join it. Right then every frame of a clip is said what the pictures' network
+    says of it, where levels have as many frames as the core; a level with more gives and takes features that
+    are averages over frames, and says so of clips that stand still.
+    """
+
+    def __attrs_post_init__(self) -> None:
+        Staged.__attrs_post_init__(self)
+        said = [stage.clips for stage in self.stages]
+        if said != sorted(said) or not said[-1]:
+            raise ValueError(f"expected stages of pictures, then of clips, which come last, got clips {said}")
+
+    def network(self, settings: Any, stage: int, level: int) -> Any:
+        """In a stage of pictures, the settings without time."""
+        return settings if self.stages[stage].clips else as_pictures(settings)

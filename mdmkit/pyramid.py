@@ -42,13 +42,16 @@ def ratio(high: Sequence[int], low: Sequence[int]) -> tuple[int, ...]:
     return tuple(h // lo for h, lo in zip(high, low, strict=True))
 
 
-def pool(x: Tensor, size: Sequence[int]) -> Tensor:
+def pool(x: Tensor, size: Sequence[int], *, pick: bool = False) -> Tensor:
     """Average pooling of `x (B, C, [F,] H, W)` to `size ([F,] H, W)`; `x` itself where nothing changes.
 
     `D^r` of *Matryoshka Diffusion Models*, arXiv 2310.15111, section 3.1. It composes: pooling twice is
-    pooling once. Raises ValueError where a ratio is not an integer.
+    pooling once. pick: frames are not averaged; of each few the first is kept. Raises ValueError where a
+    ratio is not an integer.
     """
     factors = ratio(x.shape[2:], size)
+    if pick and len(factors) == 3:
+        x, factors = x[:, :, :: factors[0]], (1, *factors[1:])
     if all(factor == 1 for factor in factors):
         return x
     return F.avg_pool3d(x, factors) if len(factors) == 3 else F.avg_pool2d(x, factors)
@@ -74,12 +77,13 @@ def pyramid(
     rows: Sequence[int] | None = None,
     *,
     frames: Sequence[int] | None = None,
+    pick: bool = False,
 ) -> Pyramid:
     """`x (B, C, [F,] H, W)` at each of `resolutions` (low to high); at level r only the first `rows[r]` rows.
 
     Every level is pooled from `x` itself, so that no level depends on which others there are.
-    `frames`: where pictures are grids of frames, how many at each level, those of x last.
-    Raises ValueError where `x` is no integer multiple of a resolution.
+    `pick` as for `pool`. `frames`: where pictures are grids of frames, how many at each level, those of x
+    last. Raises ValueError where `x` is no integer multiple of a resolution.
     """
     sizes = [normalize_resolution(resolution) for resolution in resolutions]
     rows = [len(x)] * len(sizes) if rows is None else rows
@@ -88,4 +92,4 @@ def pyramid(
     if frames is not None:
         kept = zip(sizes, rows, frames[: len(sizes)], strict=True)
         return tuple(pool_grid(x[:count], size, (frames[-1], low)) for size, count, low in kept)
-    return tuple(pool(x[:count], size) for size, count in zip(sizes, rows, strict=True))
+    return tuple(pool(x[:count], size, pick=pick) for size, count in zip(sizes, rows, strict=True))

@@ -95,7 +95,8 @@ def find(recipe: Recipe, registry: Registry, given: str | None = None) -> Start:
         raise WrongInput(f"run.start: {error}") from error
     theirs = load(folder / RESOLVED, [], registry, allow_pipe=True)  # no data is read
     shared = min(len(theirs.model.levels), len(recipe.model.levels))
-    difference = next(differences(theirs, recipe, shared), None)
+    alike = recipe if assemble.draws_clips(theirs) else of_pictures(recipe, shared)
+    difference = next(differences(theirs, alike, shared), None)
     if difference is not None:
         raise refused(given, *difference)
 
@@ -109,6 +110,10 @@ def find(recipe: Recipe, registry: Registry, given: str | None = None) -> Start:
         for r in range(shared)
         if gains_self_conditioning(*(one.model.levels[r].network.settings for one in (theirs, recipe)))
     }
+    if alike is not recipe:  # layers along time start as the identity
+        plain = assemble.nest(alike, registry, device="meta", levels=shared)
+        had = {name for name, _ in plain.named_parameters()}
+        gained |= {name for name in mine if 0 <= level_of(name, -1) < shared and name not in had}
     left = {name: x for name, x in stored.items() if level_of(name, -1) >= shared}
     for name in sorted(mine.keys() | stored.keys()):
         if level_of(name, -1) >= shared or name in gained:
@@ -146,12 +151,15 @@ def refused(given: str, what: str, theirs: Any, ours: Any) -> WrongInput:
 
 def differences(theirs: Recipe, ours: Recipe, shared: int) -> Iterator[tuple[str, Any, Any]]:
     """Settings that make the shared levels another function than the start model's: (path, theirs, ours)."""
+    from mdmkit.recipe.checks import clip_frames
     from mdmkit.recipe.emit import plain
 
     for r in range(shared):
         levels = [plain(recipe.model.levels[r]) for recipe in (theirs, ours)]
         if gains_self_conditioning(*(one.model.levels[r].network.settings for one in (theirs, ours))):
             levels = [{k: v for k, v in level.items() if k != "self_conditioning"} for level in levels]
+        if same_strides(*(one.model.levels[r].network.settings for one in (theirs, ours))):
+            levels = [{k: v for k, v in level.items() if k != "strides"} for level in levels]
         yield from unlike(f"model.levels[{r}]", *levels)
     for name in ("schedule", "prediction"):
         said = [plain(getattr(recipe.diffusion, name)) for recipe in (theirs, ours)]
@@ -160,7 +168,39 @@ def differences(theirs: Recipe, ours: Recipe, shared: int) -> Iterator[tuple[str
         yield from unlike(
             "diffusion.shift_power", theirs.diffusion.shift_power, ours.diffusion.shift_power
         )
+    if any(clip_frames(level) > 1 for level in theirs.model.levels[:shared]):
+        for name in ("frame_pooling", "shift_power_frames"):
+            yield from unlike(
+                f"diffusion.{name}", getattr(theirs.diffusion, name), getattr(ours.diffusion, name)
+            )
     yield from unlike_text(theirs.text, ours.text)
+
+
+def same_strides(theirs: Any, ours: Any) -> bool:
+    """Whether strides are the same, written as one number or several."""
+    from mdmkit.divisors import triples
+
+    if not all(hasattr(one, "strides") and hasattr(one, "channels") for one in (theirs, ours)):
+        return False
+    said = [(2,) * (len(one.channels) - 1) if one.strides is None else one.strides for one in (theirs, ours)]
+    return triples(said[0]) == triples(said[1])
+
+
+def of_pictures(recipe: Recipe, shared: int) -> Recipe:
+    """The recipe with its first levels as those of pictures; itself where they are."""
+    from mdmkit.growth import as_pictures
+
+    levels = [
+        attrs.evolve(
+            level, network=attrs.evolve(level.network, settings=as_pictures(level.network.settings))
+        )
+        if r < shared
+        else level
+        for r, level in enumerate(recipe.model.levels)
+    ]
+    if levels == list(recipe.model.levels):
+        return recipe
+    return attrs.evolve(recipe, model=attrs.evolve(recipe.model, levels=tuple(levels)))
 
 
 def gains_self_conditioning(theirs: Any, ours: Any) -> bool:

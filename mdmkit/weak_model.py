@@ -108,6 +108,9 @@ def differences(theirs: Recipe, ours: Recipe, registry: Registry) -> Iterator[tu
         yield "frames", list(frames[0]), list(frames[1])
     if theirs.text is not None and ours.text is None:
         yield "text", plain(theirs.text), "none"
+    if assemble.draws_clips(ours):
+        pooling = [recipe.diffusion.frame_pooling for recipe in (theirs, ours)]
+        yield from unlike("diffusion.frame_pooling", *pooling)
     for name in ("schedule", "shift_power", "shift_power_frames", "signal_scale", "signal_scale_power"):
         if shared > 1 or name in ("schedule", "signal_scale"):  # the core is never shifted
             said = [plain(getattr(recipe.diffusion, name)) for recipe in (theirs, ours)]

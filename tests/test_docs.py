@@ -124,14 +124,17 @@ def test_toml_is_a_recipe_or_a_part_of_one(block: Block, registry: Registry) -> 
     loads(tomli_w.dumps(given), registry=registry, name=block.place)
 
 
+STAGED = ("steps", "batch", "levels")
+
+
 def laid_over(whole: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     """A recipe with the keys of a part in the place of its own; a component's table is replaced as one."""
     made = copy.deepcopy(whole)
     for name, value in part.items():
         both = isinstance(value, dict) and isinstance(made.get(name), dict)
         made[name] = made[name] | value if both and "use" not in value else value
-    if "stages" in part.get("growth", {}):  # steps and batch stand there
-        made["train"] = {key: value for key, value in made["train"].items() if key not in ("steps", "batch")}
+    if "stages" in part.get("growth", {}):  # they stand there
+        made["train"] = {key: value for key, value in made["train"].items() if key not in STAGED}
     return made
 
 

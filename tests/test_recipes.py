@@ -37,7 +37,17 @@ def rows(recipe: Recipe, parts: int = 1) -> tuple[int, ...]:
 
 
 def test_what_ships() -> None:
-    assert SHIPPED == ["cc12m_1024", "cc12m_256", "cc12m_64", "imagenet_256", "quickstart", "tiny_emoji"]
+    assert SHIPPED == [
+        "cc12m_1024",
+        "cc12m_256",
+        "cc12m_64",
+        "cc12m_grow_1024",
+        "emoji_grow",
+        "imagenet_256",
+        "quickstart",
+        "tiny_emoji",
+        "tiny_grow",
+    ]
 
 
 @pytest.mark.parametrize(("name", "parameters"), RELEASED.items())

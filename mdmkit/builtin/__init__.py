@@ -12,9 +12,9 @@ __all__ = ["mdmkit_components", "mdmkit_recipes"]
 
 @hookimpl
 def mdmkit_components() -> Iterable[Component]:
-    from . import data, evaluate, growth, nn, resolutions, sampling, shapes, text, train, values
+    from . import data, evaluate, growth, nn, resolutions, sampling, shapes, text, train, values, video
 
-    rooms = (values, resolutions, nn, text, data, shapes, sampling, train, growth, evaluate)
+    rooms = (values, resolutions, nn, text, data, shapes, video, sampling, train, growth, evaluate)
     return [component for room in rooms for component in room.COMPONENTS]
 
 

@@ -84,11 +84,19 @@ class DeepStage(Stage):
     )
 
 
+@attrs.frozen
+class TimeStage(FreezeStage):
+    """One stage of growth, of pictures or of clips."""
+
+    clips: bool = opt(True, "false: levels have one frame, and no layers or strides along time")
+
+
 def stage_problems(stages: Sequence[Stage]) -> Found:
     """What does not fit among the stages, as (path, message)."""
     if not stages:
         yield "stages", "expected at least one stage, got an empty list"
     before = 0
+    last: Stage | None = None
     for i, stage in enumerate(stages):
         here = f"stages[{i}]"
         if stage.levels < before:
@@ -105,13 +113,18 @@ def stage_problems(stages: Sequence[Stage]) -> Found:
         if stage.shares is not None and stage.rows is not None:
             yield f"{here}.rows", "stands beside shares; leave one out"
         for name in ("warmup", "freeze", "fade"):
-            yield from ramp_problems(here, name, stage, before)
-        before = max(before, stage.levels)
+            yield from ramp_problems(here, name, stage, before, gains_time(last, stage))
+        before, last = max(before, stage.levels), stage
     if stages and stages[-1].plateau is not None:
         yield f"stages[{len(stages) - 1}].plateau", "no stage follows that could begin sooner; leave it out"
 
 
-def ramp_problems(here: str, name: str, stage: Any, before: int) -> Found:
+def gains_time(before: Stage | None, stage: Stage) -> bool:
+    """Whether a stage of clips follows one of pictures."""
+    return getattr(stage, "clips", False) and not getattr(before, "clips", True)
+
+
+def ramp_problems(here: str, name: str, stage: Any, before: int, gains_time: bool) -> Found:
     """What does not fit in a part of a stage that is about what it brings."""
     steps = getattr(stage, name, 0)
     if not steps:
@@ -123,7 +136,9 @@ def ramp_problems(here: str, name: str, stage: Any, before: int) -> Found:
         )
     elif (length := length_of(stage)) is not None and steps > length:
         yield f"{here}.{name}", f"{steps} steps are more than the stage's {length}"
-    elif stage.levels == before and not (name == "warmup" and hasattr(stage, "extra_blocks")):
+    elif stage.levels == before and not (
+        gains_time or (name == "warmup" and hasattr(stage, "extra_blocks"))
+    ):
         what = NOTHING_NEW[name]
         yield f"{here}.{name}", f"the stage adds no level to the {before} before it: {what}; leave it out"
 
@@ -260,6 +275,25 @@ class Stack:
         yield from depth_problems(self.stages)
 
 
+@attrs.frozen
+class Temporal:
+    """Levels by stages, and time: a model of pictures becomes one of clips, frame by frame what it was."""
+
+    stages: tuple[TimeStage, ...] = opt(help="one after the other, of pictures first, then of clips")
+
+    def problems(self) -> Found:
+        """What does not fit among these settings."""
+        yield from stage_problems(self.stages)
+        clips = False
+        for i, stage in enumerate(self.stages):
+            if clips and not stage.clips:
+                yield f"stages[{i}].clips", "pictures follow clips; a stage never takes time away"
+            clips = stage.clips
+        if self.stages and not clips:
+            last = f"stages[{len(self.stages) - 1}].clips"
+            yield last, "the last stage has the recipe's clips; leave it out"
+
+
 COMPONENTS: list[Component] = [
     Component("growth", "none", NoGrowth, "mdmkit.growth:NoGrowth"),
     Component("growth", "staged", Staged, "mdmkit.growth:Staged"),
@@ -268,4 +302,5 @@ COMPONENTS: list[Component] = [
     Component("growth", "net2wider", Net2Wider, "mdmkit.growth:Net2Wider"),
     Component("growth", "deepen", Deepen, "mdmkit.growth:Deepen"),
     Component("growth", "stack", Stack, "mdmkit.growth:Stack"),
+    Component("growth", "temporal", Temporal, "mdmkit.growth:Temporal"),
 ]

@@ -12,7 +12,8 @@ from mdmkit.divisors import divides_problem, grid_multiple, grid_problems, tripl
 from mdmkit.plugins.component import Component
 from mdmkit.recipe.options import Use, opt, slot
 
-__all__ = ["COMPONENTS", "SDPA", "ResNet", "UNetCore", "UNetShell"]
+__all__ = ["COMPONENTS", "SDPA", "FrameAttention", "FrameConv", "FrameShift", "PooledAttention"]
+__all__ += ["ResNet", "UNetCore", "UNetShell"]
 
 Found = Iterator[tuple[str, str]]
 # of the attention over time
@@ -37,8 +38,8 @@ def unet_problems(unet: UNetCore | UNetShell) -> Found:
                 f"expected one entry between each two stages, {stages - 1}, got {len(unet.strides)}",
             )
         for i, stride in enumerate(unet.strides):
-            if isinstance(stride, tuple) and len(stride) not in ((2, 3) if in_grid(unet) else (2,)):
-                wanted = "one number or [height, width]" + ", or with frames in front" * in_grid(unet)
+            if isinstance(stride, tuple) and len(stride) not in (2, 3):
+                wanted = "one number or [height, width], or with frames in front"
                 yield f"strides[{i}]", f"expected {wanted}, got {list(stride)}"
     together = reduce(gcd, unet.channels)
     for i, width in enumerate(unet.channels):
@@ -51,6 +52,7 @@ def unet_problems(unet: UNetCore | UNetShell) -> Found:
         problem = divides_problem("heads", unet.heads, "channels", width, all_of=together)
         if problem:
             yield f"channels[{i}]", problem
+    yield from clip_problems(unet)
     for key in unet.micro_conditioning or ():
         if not key.isidentifier():
             yield "micro_conditioning", f"expected a name, got {key!r}"
@@ -70,6 +72,29 @@ def attended_channels(unet: UNetCore | UNetShell) -> dict[int, int]:
     return {i: width for i, (width, count) in enumerate(counted) if count or i == middle}
 
 
+def clip_problems(unet: UNetCore | UNetShell) -> Found:
+    """What does not fit in the settings of a level of clips, or in those of a level of pictures."""
+    layers, stages = unet.temporal_layers, len(unet.channels)
+    if isinstance(layers, tuple) and len(layers) != stages:
+        yield "temporal_layers", f"expected one entry a stage, {stages}, got {len(layers)}"
+        return
+    if unet.temporal is not None and (in_grid(unet) or unet.frames == 1):
+        instead = "has temporal_attention" if in_grid(unet) else "are for clips; say frames"
+        yield "temporal", f"layers along time {instead}, or leave temporal out"
+    if unet.temporal is not None:
+        per_stage = layers if isinstance(layers, tuple) else (layers,) * stages
+        told = getattr(unet.temporal.settings, "width_problem", None)
+        for i, (width, count) in enumerate(zip(unet.channels, per_stage, strict=True)):
+            problem = told(width) if told is not None and count else None
+            if problem:
+                yield f"channels[{i}]", problem
+    strides = () if unet.strides is None else unet.strides
+    if not in_grid(unet) and all(isinstance(s, int) or len(s) in (2, 3) for s in strides):
+        step = prod(f for f, _, _ in strides_of(unet))
+        if unet.frames % step:
+            yield "frames", f"the strides divide by {step}, which does not divide {unet.frames}"
+
+
 def in_grid(unet: UNetCore | UNetShell) -> bool:
     """Whether the pictures of a level are grids of frames."""
     return getattr(unet, "layout", None) == "grid"
@@ -83,7 +108,8 @@ def strides_of(unet: UNetCore | UNetShell) -> list[tuple[int, int, int]]:
 def ratio(unet: UNetCore | UNetShell) -> tuple[int, int]:
     """How many times higher and wider a level's pictures are than those inside."""
     strides = strides_of(unet)
-    side = isqrt(prod(f for f, _, _ in strides))  # of a grid: frames go in rows and columns
+    # of a grid: frames go in rows and columns
+    side = isqrt(prod(f for f, _, _ in strides)) if in_grid(unet) else 1
     return side * prod(h for _, h, _ in strides), side * prod(w for _, _, w in strides)
 
 
@@ -108,7 +134,7 @@ def temporal_layers(unet: UNetShell) -> tuple[int, ...]:
 def layout_problems(unet: UNetShell) -> Found:
     """What does not fit in the settings of a level whose pictures are grids of frames."""
     if not in_grid(unet):
-        for name, off in (("frames", 1), ("temporal_attention", 0), ("rotary", False)):
+        for name, off in (("temporal_attention", 0), ("rotary", False)):
             value = getattr(unet, name)
             if value != off:
                 yield name, f'expected {toml(off)} without layout = "grid", got {toml(value)}'
@@ -157,6 +183,17 @@ def level_problems(
         )
 
 
+def frame_problems(unet: UNetCore | UNetShell, inner: int | None, index: int) -> Found:
+    """What does not fit between the frames of a level and those of the level inside, as (path, message)."""
+    step = prod(f for f, _, _ in strides_of(unet))
+    if inner is not None and unet.frames != step * inner:
+        yield (
+            "frames",
+            f"the strides take {unet.frames} down to {unet.frames / step:g}, "
+            f"but levels[{index - 1}] has {inner}; say strides = [[frames, height, width], ...]",
+        )
+
+
 @attrs.frozen
 class ResNet:
     """Two 3x3 convolutions with group norm, scaled and shifted by the embedding."""
@@ -179,7 +216,7 @@ class UNetCore:
         None, "attention layers behind each residual block of a stage; one at the lowest if not given", ge=0
     )
     strides: tuple[int | tuple[int, ...], ...] | None = opt(
-        None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
+        None, "between the stages, an int, [height, width] or [frames, h, w] each; 2 where not given", ge=1
     )
     extra_blocks: int | tuple[int, ...] = opt(
         0, "residual blocks behind those of a stage, without skips: what deepening adds", ge=0
@@ -201,6 +238,11 @@ class UNetCore:
     )
     output_limit: float | None = opt(None, "predictions are squeezed into +-this by tanh", gt=0.0)
     self_conditioning: bool = opt(False, SELF)
+    frames: int = opt(1, "frames of the clips of this level; 1: pictures", ge=1)
+    temporal: Use | None = slot("temporal_layer", None, "layers along the frames of clips")
+    temporal_layers: int | tuple[int, ...] = opt(
+        1, "temporal layers behind each residual block of a stage, where temporal says which", ge=0
+    )
     block: Use = slot("block", "resnet", "the residual block")
 
     def problems(self) -> Found:
@@ -225,6 +267,10 @@ class UNetCore:
         """What does not fit the resolution."""
         return level_problems(self, resolution, inner, index)
 
+    def frame_problems(self, *, inner: int | None, index: int) -> Found:
+        """What does not fit the frames."""
+        return frame_problems(self, inner, index)
+
 
 @attrs.frozen
 class UNetShell:
@@ -234,7 +280,7 @@ class UNetShell:
     blocks: int | tuple[int, ...] = opt(2, "residual blocks a stage, one more on the way up", ge=1)
     attention: int | tuple[int, ...] = opt(0, "attention layers behind each residual block of a stage", ge=0)
     strides: tuple[int | tuple[int, ...], ...] | None = opt(
-        None, "between the stages, an int or [height, width] each; 2 where not given", ge=1
+        None, "between the stages, an int, [height, width] or [frames, h, w] each; 2 where not given", ge=1
     )
     extra_blocks: int | tuple[int, ...] = opt(
         0, "residual blocks behind those of a stage, without skips: what deepening adds", ge=0
@@ -252,7 +298,13 @@ class UNetShell:
     layout: str | None = opt(
         None, "grid: pictures are square grids of frames; for imported models", choices=("grid",)
     )
-    frames: int = opt(1, "frames in a picture of layout grid, a square number", ge=1)
+    frames: int = opt(
+        1, "frames of the clips of this level; of a picture of layout grid, a square; 1: pictures", ge=1
+    )
+    temporal: Use | None = slot("temporal_layer", None, "layers along the frames of clips")
+    temporal_layers: int | tuple[int, ...] = opt(
+        1, "temporal layers behind each residual block of a stage, where temporal says which", ge=0
+    )
     temporal_attention: int | tuple[int, ...] = opt(
         0, "layers over the frames behind each residual block of a stage, in layout grid", ge=0
     )
@@ -272,10 +324,94 @@ class UNetShell:
         """What does not fit the resolution and the level inside."""
         return level_problems(self, resolution, inner, index)
 
+    def frame_problems(self, *, inner: int | None, index: int) -> Found:
+        """What does not fit the frames and those of the level inside; of a grid the resolution tells it."""
+        return () if in_grid(self) else frame_problems(self, inner, index)  # type: ignore[return-value]
+
+
+@attrs.frozen
+class FrameAttention:
+    """Attention over the frames at each place, and an MLP."""
+
+    head_dim: int = opt(HEAD_DIM, "channels a head", ge=1)
+    positions: str = opt(
+        "rotary",
+        "rotary: turned by the frame; relative: learned for each distance; none: frames may be permuted",
+        choices=("rotary", "relative", "none"),
+    )
+    causal: bool = opt(False, "a frame sees itself and those before")
+    spatial_heads: int = opt(0, "heads that attend over the places of their own frame instead", ge=0)
+    max_distance: int = opt(32, "frames from which on relative positions stay the same", ge=1)
+    ffn: bool = opt(True, "an MLP behind the attention")
+    chunk: int | None = opt(None, "places at a time: less memory, the same numbers; all if not given", ge=1)
+
+    def problems(self) -> Found:
+        """What does not fit among these settings."""
+        if self.positions == "rotary" and self.head_dim % 2:
+            yield "head_dim", f"rotary positions turn pairs: expected an even number, got {self.head_dim}"
+
+    def width_problem(self, channels: int) -> str | None:
+        """Why it cannot work on so many channels."""
+        heads = channels // self.head_dim
+        if channels % self.head_dim == 0 and self.spatial_heads >= heads:
+            return f"temporal.spatial_heads={self.spatial_heads} leaves none of the {heads} heads for time"
+        return divides_problem("head_dim", self.head_dim, "channels", channels)
+
+
+@attrs.frozen
+class PooledAttention:
+    """Attention over the frames at half the resolution, between two convolutions (the released block)."""
+
+    head_dim: int = opt(HEAD_DIM, "channels a head", ge=1)
+    rotary: bool = opt(False, "it knows the order of frames")
+
+    def problems(self) -> Found:
+        """What does not fit among these settings."""
+        if self.rotary and self.head_dim % 2:
+            yield "head_dim", f"rotary positions turn pairs: expected an even number, got {self.head_dim}"
+
+    def width_problem(self, channels: int) -> str | None:
+        """Why it cannot work on so many channels."""
+        return divides_problem("head_dim", self.head_dim, "channels", channels)
+
+
+@attrs.frozen
+class FrameConv:
+    """A convolution along the frames at each place, told the time of the diffusion."""
+
+    kernel: int = opt(3, "frames that it sees, odd", ge=1)
+    depthwise: bool = opt(False, "each channel on its own")
+    causal: bool = opt(False, "a frame sees itself and those before")
+
+    def problems(self) -> Found:
+        """What does not fit among these settings."""
+        if self.kernel % 2 == 0:
+            yield "kernel", f"expected an odd number, got {self.kernel}; try {self.kernel + 1}"
+
+
+@attrs.frozen
+class FrameShift:
+    """Some channels come from the frames beside, faded in by a gate: no weights else."""
+
+    share: float = opt(0.125, "part of the channels that comes from each side", gt=0.0, le=1.0)
+    causal: bool = opt(False, "from the frame before only")
+
+    def width_problem(self, channels: int) -> str | None:
+        """Why it cannot work on so many channels."""
+        moved, sides = round(self.share * channels), 1 if self.causal else 2
+        if 1 <= sides * moved <= channels:
+            return None
+        moves = f"temporal.share={self.share:g} moves {moved} channels"
+        return f"{moves} from each of {sides} sides of {channels}"
+
 
 COMPONENTS: list[Component] = [
     Component("block", "resnet", ResNet, "mdmkit.nn.blocks:ResBlock"),
     Component("attention", "sdpa", SDPA, "mdmkit.nn.attention:sdpa"),
     Component("core", "unet", UNetCore, "mdmkit.nn.core:UNetCore"),
+    Component("temporal_layer", "attention", FrameAttention, "mdmkit.nn.temporal:FrameAttention"),
+    Component("temporal_layer", "attention_pooled", PooledAttention, "mdmkit.nn.video:TemporalAttention"),
+    Component("temporal_layer", "conv", FrameConv, "mdmkit.nn.temporal:FrameConv"),
+    Component("temporal_layer", "shift", FrameShift, "mdmkit.nn.temporal:FrameShift"),
     Component("shell", "unet", UNetShell, "mdmkit.nn.shell:UNetShell"),
 ]

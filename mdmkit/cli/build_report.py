@@ -43,14 +43,15 @@ def stage_report(recipe: Recipe, registry: Registry) -> str:
     by_step = micro_batches(recipe, registry)
     reached = tuple(map(max, zip(*by_step, strict=True)))
     costs = level_costs(nest, sides, reached, tokens, width)
-    rows = [["level", "network", "picture", "channels", "parameters", "GFLOP a picture", "training memory"]]
-    for r, (level, (h, w), cost) in enumerate(zip(recipe.model.levels, sides, costs, strict=True)):
+    what = "clip" if assemble.draws_clips(recipe) else "picture"
+    rows = [["level", "network", what, "channels", "parameters", f"GFLOP a {what}", "training memory"]]
+    for r, (level, side, cost) in enumerate(zip(recipe.model.levels, sides, costs, strict=True)):
         channels = getattr(level.network.settings, "channels", ())
         rows.append(
             [
                 str(r),
                 f"{'shell' if r else 'core'} {level.network.name}",
-                f"3 x {h} x {w}",
+                " x ".join(map(str, (3, *side))),
                 " ".join(map(str, channels)),
                 f"{cost.parameters:,}",
                 f"{cost.flops / 1e9:,.2f}",
@@ -61,7 +62,7 @@ def stage_report(recipe: Recipe, registry: Registry) -> str:
         totals = [sum(getattr(cost, name) for cost in costs) for name in ("parameters", "flops", "memory")]
         rows.append(["all", "", "", "", f"{totals[0]:,}", f"{totals[1] / 1e9:,.2f}", size(totals[2])])
     split = "" if len(set(reached)) == 1 else f" ({', '.join(map(str, reached))} reach levels 0, 1, ...)"
-    memory = f"  training memory: one device, {reached[0]} pictures at a time{split}"
+    memory = f"  training memory: one device, {reached[0]} {what}s at a time{split}"
     start = []
     if recipe.run.start is not None:
         from mdmkit import start as starts

@@ -70,7 +70,8 @@ def data_pictures(
     diffusion, frames = assemble.diffusion(recipe, registry), assemble.frames(recipe)
     sizes = assemble.resolutions(recipe)
     for part in batches(dataset, places(recipe, registry, count, batch)):
-        x = pyramid(part.images.to(device).float() / 127.5 - 1, sizes, frames=frames)
+        pictures = part.images.to(device).float() / 127.5 - 1
+        x = pyramid(pictures, sizes, frames=frames, pick=assemble.picks_frames(recipe))
         try:
             told = text_conditions(text, part, [False] * len(part), device)
             if "captions" in told:  # an encoder that learns is run with the network

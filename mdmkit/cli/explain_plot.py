@@ -65,7 +65,10 @@ def plot(
             save_plot(
                 path,
                 diffusion,
-                [f"level {r} ({h} x {w})" for r, (h, w) in enumerate(assemble.resolutions(recipe))],
+                [
+                    f"level {r} ({' x '.join(map(str, size))})"
+                    for r, size in enumerate(assemble.resolutions(recipe))
+                ],
                 title=what if folder is None else f"{what}, {folder.name}",
                 sampler=assemble.time_sampler(recipe, registry),
                 steps=assemble.spacing(recipe, registry)(recipe.sample.steps, diffusion),

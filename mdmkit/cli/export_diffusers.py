@@ -58,7 +58,10 @@ def write(out: Path, source: Exported) -> None:
     encoder = None
     with torch.device("meta"):  # nothing is made that the stored weights would replace; no encoder is loaded
         unet = NestedUNetModel(
-            model=table(recipe.model), cond_dim=assemble.cond_dim(recipe), precision=recipe.run.precision
+            model=table(recipe.model),
+            cond_dim=assemble.cond_dim(recipe),
+            precision=recipe.run.precision,
+            lift=assemble.lift(recipe),
         )
         if text is not None:
             encoder = TextEncoderModel(settings=text)

@@ -25,7 +25,11 @@ __all__ = ["captions_of", "drawn", "draws", "grids", "measure", "reads_prompts",
 def grids(
     recipe: Recipe, registry: Registry, parts: Any, folder: Path, step: int, told: Told, device: torch.device
 ) -> None:
-    """Draw the recipe's prompts with the weights as they are now: one labelled grid a level."""
+    """Draw the recipe's prompts with the weights as they are now: one labelled grid a level.
+
+    Of clips a contact sheet, their frames side by side.
+    """
+    from mdmkit.evaluate.clips import contact_sheet
     from mdmkit.evaluate.grid import grid, grid_path, save_image
 
     if not reads_prompts(parts.text):
@@ -45,11 +49,12 @@ def grids(
         seed=recipe.sample.seed,
         batch=recipe.sample.batch,
     )
-    for level, (height, width) in enumerate(parts.resolutions):
-        picture = grid([pyramid[level].cpu() for pyramid in pyramids], captions)
+    for level, size in enumerate(parts.resolutions):
+        page = grid if len(size) == 2 else contact_sheet
+        picture = page([pyramid[level].cpu() for pyramid in pyramids], captions)
         save_image(grid_path(folder, step=step, level=level), picture)
         for logger in told.loggers:
-            logger.images(step, f"level {level} ({height} x {width})", picture)
+            logger.images(step, f"level {level} ({' x '.join(map(str, size))})", picture)
 
 
 def measure(

@@ -66,7 +66,7 @@ class Told:
         from mdmkit.train.logs import LOG_NAME, read_log
 
         phase = stage.plan.phase
-        sides = [f"{height} x {width}" for height, width in stage.parts.resolutions]
+        sides = [" x ".join(map(str, size)) for size in stage.parts.resolutions]
         facts = {"stage": phase.index, "levels": len(sides), "new_parameters": len(phase.new)}
         self.note(f"step {phase.first}: stage {phase.index} begins, levels at {', '.join(sides)}")
         log = read_log(folder / LOG_NAME)

@@ -61,6 +61,7 @@ def command(
 ) -> None:
     """Draw pictures for captions at every level: a labelled grid a level, and each picture as a PNG."""
     from mdmkit import assemble
+    from mdmkit.evaluate.clips import save_contact_sheet, save_gif
     from mdmkit.evaluate.grid import save_grid, save_picture
     from mdmkit.model_folder import load
     from mdmkit.sampling.draw import draw
@@ -165,20 +166,34 @@ def command(
             raise WrongInput(f"sample: {error}") from error
         if cut := getattr(text, "truncated", 0):
             print(f"{cut} prompts were cut to the encoder's length", file=sys.stderr)
-        for r, (height, width) in enumerate(resolutions):
-            path = target / f"grid-level-{r}-{height}x{width}.png"
-            save_grid(path, [pyramid[r].cpu() for pyramid in pyramids], captions)
+        clips, save_page = len(resolutions[0]) == 3, save_grid
+        if clips:
+            save_page = save_contact_sheet
+        for r, side in enumerate(resolutions):
+            name = f"{'sheet' if clips else 'grid'}-level-{r}-{'x'.join(map(str, side))}"
+            path = target / f"{name}.png"
+            save_page(path, [pyramid[r].cpu() for pyramid in pyramids], captions)
             print(path)
             for step, rows in sorted(kept.items()):
                 if len(rows[0]) <= r:
                     continue  # before this level joined
-                way = target / f"grid-level-{r}-{height}x{width}-after-{step:04d}.png"
-                save_grid(way, [rows[i][r] for i in range(len(rows))], captions)
+                way = target / f"{name}-after-{step:04d}.png"
+                save_page(way, [rows[i][r] for i in range(len(rows))], captions)
                 print(way)
         for i, pyramid in enumerate(pyramids):
             number = recipe.sample.seed + i if seeds is None else i
-            save_picture(target / f"picture-{number:05d}.png", pyramid[-1].cpu())
-    print(f"{len(pyramids)} pictures in {target}", file=sys.stderr)
+            if clips:
+                save_gif(target / f"clip-{number:05d}.gif", pyramid[-1].cpu(), fps=frame_rate(recipe))
+            else:
+                save_picture(target / f"picture-{number:05d}.png", pyramid[-1].cpu())
+    print(f"{len(pyramids)} {'clips' if clips else 'pictures'} in {target}", file=sys.stderr)
+
+
+def frame_rate(recipe: Recipe) -> float:
+    """Frames a second of drawn clips: what the network is told of them, 8 where it is told nothing."""
+    settings = [level.network.settings for level in recipe.model.levels]
+    told = [getattr(one, "micro_conditioning", None) or {} for one in settings]
+    return next((micros["fps"] for micros in reversed(told) if micros.get("fps")), 8.0)
 
 
 def refuse_text(recipe: Recipe, given: Mapping[str, Any]) -> None:

@@ -115,13 +115,11 @@ class Sources:
         self, trained: Sequence[tuple[int, int]], recipe: Recipe
     ) -> tuple[Sequence[tuple[int, int]], Windows | None]:
         """The resolutions to draw, and windows of the trained ones. WrongInput where they do not fit."""
-        from mdmkit import assemble
         from mdmkit.sampling.windows import Windows
 
         if self.canvas is None:
             return trained, None
-        if assemble.frames(recipe) is not None:
-            raise WrongInput("sample --canvas: is for pictures, and the model draws grids of frames")
+        refuse_frames(recipe, "--canvas")
         match = re.fullmatch(r"(\d+)x(\d+)", self.canvas)
         wanted = (int(match[1]), int(match[2])) if match else (0, 0)
         ratios = [top // low for top, low in zip(trained[-1], trained[0], strict=True)]
@@ -147,8 +145,7 @@ class Sources:
         frames = assemble.frames(recipe)
         kept = None if frames is None else frames[: len(resolutions)]
         if self.low is not None:
-            if frames is not None:
-                raise WrongInput("sample --low: is for pictures, and the model draws grids of frames")
+            refuse_frames(recipe, "--low")
             size, most = opened(self.low, "--low").size[::-1], list(resolutions)
             if size not in most[:-1]:
                 raise WrongInput(
@@ -160,6 +157,8 @@ class Sources:
             return None, attrs.evolve(known, passes=self.passes or 1)
         if self.init is None:
             return None, None
+        if assemble.draws_clips(recipe):
+            refuse_frames(recipe, "--init")
         picture = tensor(self.init, "--init", resolutions[-1])
         known = None
         if self.mask is not None:
@@ -174,6 +173,15 @@ class Sources:
             known = attrs.evolve(known, passes=self.passes or 1)
         strength = self.strength if self.strength is not None else 0.6 if known is None else 1.0
         return Start(pyramid(picture, resolutions, frames=kept), strength), known
+
+
+def refuse_frames(recipe: Recipe, option: str) -> None:
+    """WrongInput for what is for pictures alone, where the model draws frames."""
+    from mdmkit import assemble
+
+    what = "clips" if assemble.draws_clips(recipe) else "grids of frames"
+    if what == "clips" or assemble.frames(recipe) is not None:
+        raise WrongInput(f"sample {option}: is for pictures, and the model draws {what}")
 
 
 def weights(count: int) -> list[float]:

@@ -10,7 +10,7 @@ import typer
 
 from mdmkit.errors import WrongInput
 
-from .sample_edit import opened
+from .sample_edit import opened, refuse_frames
 
 if TYPE_CHECKING:
     from mdmkit.recipe.schema import Recipe
@@ -57,8 +57,7 @@ def regions_of(given: Sequence[str], recipe: Recipe, sources: Sources) -> Region
     for name, value in (("--canvas", sources.canvas), ("--to-prompt", sources.to_prompt)):
         if value is not None:
             raise WrongInput(f"sample --region: does not go with {name}; leave one out")
-    if assemble.frames(recipe) is not None:
-        raise WrongInput("sample --region: is for pictures, and the model draws grids of frames")
+    refuse_frames(recipe, "--region")
     sizes = assemble.resolutions(recipe)
     prompts, masks = [], []
     for one in given:

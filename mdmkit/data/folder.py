@@ -33,6 +33,9 @@ class Folder:
     WrongInput where the folder, pictures or captions are missing.
     """
 
+    # what stands in the folder; folders of clips have others
+    things, extensions = "pictures", EXTENSIONS
+
     def __init__(
         self,
         *,
@@ -53,11 +56,12 @@ class Folder:
         self.root = Path(path).expanduser().absolute()
         self.crop, self.flip, self.max_bad = crop, flip, max_bad
         if not self.root.is_dir():
-            raise WrongInput(f"{path}: expected a folder of pictures, found {_kind(self.root)}")
+            raise WrongInput(f"{path}: expected a folder of {self.things}, found {_kind(self.root)}")
         names = _walk(self.root)
+        found = self._found(names)
         tables = [name for name in names if "/" not in name and _suffix(name) in ("csv", "tsv")]
         if captions == "auto":
-            captions = "csv" if table or tables else _guess(names, path)
+            captions = "csv" if table or tables else self._guess(names, found, path)
         self.captions_from = captions
         self.table: dict[str, str] = {}
         if captions == "csv":
@@ -67,33 +71,37 @@ class Folder:
             _refuse(
                 path,
                 "named in the table but not there",
-                [f for f in self.files if not (self.root / f).is_file()],
+                [f for f in self.files if not self._is_there(f)],
+                self.things,
             )
         elif captions in ("txt", "folders", "none"):
-            self.files = [name for name in names if _suffix(name) in EXTENSIONS]
+            self.files = found
         else:
             raise ValueError(f'expected captions "auto", "txt", "csv", "folders" or "none", got {captions!r}')
         if not self.files:
-            raise WrongInput(f"{path}: found no pictures ({', '.join(EXTENSIONS)})")
+            raise WrongInput(f"{path}: found no {self.things} ({', '.join(self.extensions)})")
         self.texts: dict[str, str] = {}
         if captions == "txt":
             texts = {name[: -len(".txt")]: name for name in names if _suffix(name) == "txt"}
-            stems = {name: name.rpartition(".")[0] for name in self.files}
+            stems = {name: self._stem(name) for name in self.files}
             _refuse(
                 path,
                 "without a .txt beside them",
                 [name for name, stem in stems.items() if stem not in texts],
+                self.things,
             )
             self.texts = {name: texts[stem] for name, stem in stems.items()}
         if captions == "folders":
-            _refuse(path, "outside of any class folder", [name for name in self.files if "/" not in name])
+            outside = [name for name in self.files if "/" not in name]
+            _refuse(path, "outside of any class folder", outside, self.things)
         self.order = Order([len(self.files)], seed=seed, shuffle=shuffle)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __repr__(self) -> str:
-        return f"Folder({str(self.root)!r}, pictures={len(self)}, captions={self.captions_from!r})"
+        name, things = type(self).__name__, self.things
+        return f"{name}({str(self.root)!r}, {things}={len(self)}, captions={self.captions_from!r})"
 
     def sample(self, position: int) -> Sample:
         """The sample at this position; unreadable ones are passed over."""
@@ -137,6 +145,29 @@ class Folder:
         where = sizes.kept_at(str(self.root), cache_folder(None))
         return [sizes.kept(where, key_bytes(tuple(states)).hex(), read)]
 
+    def _found(self, names: list[str]) -> list[str]:
+        """The things among all files, by name."""
+        return [name for name in names if _suffix(name) in self.extensions]
+
+    def _stem(self, name: str) -> str:
+        """What a caption's file is called, without .txt."""
+        return name.rpartition(".")[0]
+
+    def _is_there(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def _guess(self, names: list[str], found: list[str], path: str) -> str:
+        if any(_suffix(name) == "txt" for name in names):
+            return "txt"
+        if found and all("/" in name for name in found):
+            return "folders"
+        if not found:
+            raise WrongInput(f"{path}: found no {self.things} ({', '.join(self.extensions)})")
+        raise WrongInput(
+            f"{path}: found no captions; add a .txt beside each of the {self.things}, a CSV with columns "
+            'file and caption, or class subfolders, or say captions = "none"'
+        )
+
     def _caption(self, name: str) -> str:
         if self.captions_from == "txt":
             return (self.root / self.texts[name]).read_text("utf-8-sig").strip()
@@ -159,20 +190,6 @@ def _walk(root: Path) -> list[str]:
         inside = Path(folder).relative_to(root)
         names += [(inside / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(names)
-
-
-def _guess(names: list[str], path: str) -> str:
-    pictures = [name for name in names if _suffix(name) in EXTENSIONS]
-    if any(_suffix(name) == "txt" for name in names):
-        return "txt"
-    if pictures and all("/" in name for name in pictures):
-        return "folders"
-    if not pictures:
-        raise WrongInput(f"{path}: found no pictures ({', '.join(EXTENSIONS)})")
-    raise WrongInput(
-        f"{path}: found no captions; add a .txt beside each picture, a CSV with columns file and caption, or "
-        'class subfolders, or say captions = "none"'
-    )
 
 
 def _only(tables: list[str], path: str) -> str:
@@ -212,10 +229,10 @@ def _read_table(where: Path, root: Path, file_column: str, caption_column: str) 
     return captions
 
 
-def _refuse(path: str, fault: str, names: list[str]) -> None:
+def _refuse(path: str, fault: str, names: list[str], things: str) -> None:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise WrongInput(f"{path}: {len(names)} pictures {fault}: {', '.join(names[:3])}{more}")
+        raise WrongInput(f"{path}: {len(names)} {things} {fault}: {', '.join(names[:3])}{more}")
 
 
 def _suffix(name: str) -> str:

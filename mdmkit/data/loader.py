@@ -84,14 +84,7 @@ def batches(
 
 def collate(samples: Sequence[Sample], positions: Sequence[int], resolution: tuple[int, int]) -> Batch:
     """Samples as one batch; features are padded to the longest with zeros that the mask leaves out."""
-    images = torch.empty((len(samples), 3, *resolution), dtype=torch.uint8)
-    for row, sample in enumerate(samples):
-        if sample.image.shape != (*resolution, 3) or sample.image.dtype != np.uint8:
-            raise ValueError(
-                f"{sample.key}: expected a uint8 image of shape {(*resolution, 3)}, got {sample.image.dtype} "
-                f"{sample.image.shape}"
-            )
-        images[row] = torch.from_numpy(np.ascontiguousarray(sample.image)).permute(2, 0, 1)
+    images = _images(samples, resolution)
     with_features = [sample for sample in samples if sample.features is not None]
     if len(with_features) not in (0, len(samples)):
         raise ValueError(
@@ -109,7 +102,23 @@ def collate(samples: Sequence[Sample], positions: Sequence[int], resolution: tup
         skipped=[bad for sample in samples for bad in sample.skipped],
         features=features,
         features_mask=mask,
+        fps=torch.tensor([sample.fps or 0.0 for sample in samples]) if images.ndim == 5 else None,
     )
+
+
+def _images(samples: Sequence[Sample], resolution: tuple[int, int]) -> torch.Tensor:
+    """Pictures (B, 3, H, W) or clips (B, 3, F, H, W), uint8; all samples are of one kind."""
+    first = samples[0].image.shape if samples else ()
+    frames = first[:1] if len(first) == 4 else ()
+    images = torch.empty((len(samples), 3, *frames, *resolution), dtype=torch.uint8)
+    for row, sample in enumerate(samples):
+        if sample.image.shape != (*frames, *resolution, 3) or sample.image.dtype != np.uint8:
+            raise ValueError(
+                f"{sample.key}: expected a uint8 image of shape {(*frames, *resolution, 3)}, got "
+                f"{sample.image.dtype} {sample.image.shape}"
+            )
+        images[row] = torch.from_numpy(np.ascontiguousarray(sample.image)).movedim(-1, 0)
+    return images
 
 
 def _padded(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:

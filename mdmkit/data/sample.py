@@ -20,9 +20,10 @@ Place = TypeVar("Place")
 
 @attrs.frozen(eq=False)
 class Sample:
-    """A picture and its caption.
+    """A picture or a clip, and its caption.
 
-    `image`: uint8 (H, W, 3) at the dataset's resolution. `size`: (height, width) of the original in pixels.
+    `image`: uint8 (H, W, 3) at the dataset's resolution, of a clip (F, H, W, 3) with `fps` frames a second,
+    where that is known. `size`: (height, width) of the original in pixels.
     `features` (L, D) and `features_mask` (L,) bool: the caption's stored text features, where the dataset
     has them. `skipped`: (key, cause) of every unreadable sample that was passed over before this one was
     found.
@@ -35,15 +36,17 @@ class Sample:
     features: np.ndarray | None = None
     features_mask: np.ndarray | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    fps: float | None = None
 
 
 @attrs.frozen(eq=False)
 class Batch:
     """Samples as tensors, in the order of their positions.
 
-    `images`: uint8 (B, 3, H, W). `sizes`: int64 (B, 2), height and width of the originals. `features` (B,
-    L, D) with `features_mask` (B, L) bool, padded to the longest, or None. `skipped`: (key, cause) of
-    unreadable samples.
+    `images`: uint8 (B, 3, H, W), of clips (B, 3, F, H, W). `sizes`: int64 (B, 2), height and width of the
+    originals. `features` (B, L, D) with `features_mask` (B, L) bool, padded to the longest, or None.
+    `skipped`: (key, cause) of unreadable samples. `fps`: float32 (B,), 0 where it is not known; None of
+    pictures.
     """
 
     images: Tensor
@@ -54,6 +57,7 @@ class Batch:
     skipped: list[tuple[str, str]]
     features: Tensor | None = None
     features_mask: Tensor | None = None
+    fps: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -69,6 +73,7 @@ class Batch:
             skipped=[],
             features=None if self.features is None else self.features[start:stop],
             features_mask=None if self.features_mask is None else self.features_mask[start:stop],
+            fps=None if self.fps is None else self.fps[start:stop],
         )
 
     def pin_memory(self) -> Batch:
@@ -83,6 +88,7 @@ class Batch:
             sizes=self.sizes.pin_memory(),
             features=pinned(self.features),
             features_mask=pinned(self.features_mask),
+            fps=pinned(self.fps),
         )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .scenes import COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES, TEXTURES, Relation, Stated, Statement
 
-__all__ = ["parse", "write"]
+__all__ = ["ADJECTIVES_AND_NOUNS", "noun_phrase", "parse", "phrases", "write"]
 
 # the first wording of each is the plain one
 _SIZE_WORDS = {"small": ("small", "little"), "medium": ("medium", "medium-sized"), "large": ("large", "big")}
@@ -30,24 +30,35 @@ _POSITION_WORDS = {
 }
 _OPENINGS = ("", "there is ", "a picture of ")
 
-_MEANING: dict[str, tuple[str, str]] = {
+# each phrase: what it speaks of, and what it says of that
+ADJECTIVES_AND_NOUNS: dict[str, tuple[str, str]] = {
     **{word: ("shape", word) for word in SHAPES},
     **{word: ("colour", word) for word in COLOURS},
     **{word: ("texture", word) for word in TEXTURES},
     **{word: ("size", name) for name in SIZES for word in _SIZE_WORDS[name]},
+}
+_MEANING: dict[str, tuple[str, str]] = {
+    **ADJECTIVES_AND_NOUNS,
     **{word: ("relation", name) for name in RELATIONS for word in _RELATION_WORDS[name]},
     **{word: ("position", name) for name in POSITIONS for word in _POSITION_WORDS[name]},
     **{opening.strip(): ("nothing", "") for opening in _OPENINGS if opening},
     **{word: ("nothing", "") for word in ("a", "an", "one", ",", ".")},
     "and": ("and", ""),
 }
-# longest first, so that "at the top left" is not read as "at the top"
-_PHRASES = re.compile(
-    "|".join(
-        re.escape(phrase) + (r"(?![\w-])" if phrase[-1].isalpha() else "")
-        for phrase in sorted(_MEANING, key=len, reverse=True)
+
+
+def phrases(meaning: Iterable[str]) -> re.Pattern[str]:
+    """Matches one of the phrases, whole words of it."""
+    # longest first, so that "at the top left" is not read as "at the top"
+    return re.compile(
+        "|".join(
+            re.escape(phrase) + (r"(?![\w-])" if phrase[-1].isalpha() else "")
+            for phrase in sorted(meaning, key=len, reverse=True)
+        )
     )
-)
+
+
+_PHRASES = phrases(_MEANING)
 
 
 def write(statement: Statement, choices: Sequence[float] | None = None) -> str:
@@ -62,7 +73,7 @@ def write(statement: Statement, choices: Sequence[float] | None = None) -> str:
         return words[int(next(rest, 0.0) * len(words))]
 
     opening = pick(_OPENINGS) if choices else ""
-    things = [_noun_phrase(thing, pick) for thing in statement.objects]
+    things = [noun_phrase(thing, pick) for thing in statement.objects]
     if not statement.relations:
         listed = " and ".join(part for part in (", ".join(things[:-1]), things[-1]) if part)
         return opening + listed
@@ -122,7 +133,8 @@ def parse(caption: str) -> Statement:
     return Statement(tuple(objects), tuple(relations))
 
 
-def _noun_phrase(thing: Stated, pick) -> str:
+def noun_phrase(thing: Stated, pick: Callable[[Sequence[str]], str]) -> str:
+    """An object with its article, e.g. "a small red star"; `pick` chooses between wordings."""
     words = [
         pick(_SIZE_WORDS[thing.size]) if thing.size else None,
         thing.texture,

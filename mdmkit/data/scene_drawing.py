@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .scenes import COLOURS, Scene
+from .scenes import COLOURS, Background, Scene, SceneObject
 
-__all__ = ["FINE", "OUTLINES", "cover", "draw"]
+__all__ = ["FINE", "OUTLINES", "cover", "draw", "paint"]
 
+CORNER = 1.06  # how far corners reach, in radii
 FINE = 64  # least samples along the shorter side, pooled down to the picture's own pixels
 
 Array = np.ndarray
@@ -110,16 +111,21 @@ def cover(
     radius: float,
     window: tuple[int, int, int, int],
     factor: int,
+    angle: float = 0.0,
 ) -> tuple[Array, Array | None]:
     """How much of each pixel of a window an object covers.
 
-    centre (x, y) and radius in pixels, window (top, bottom, left, right), `factor` samples a pixel and axis.
+    centre (x, y) and radius in pixels, window (top, bottom, left, right), `factor` samples a pixel and axis,
+    turned clockwise by `angle`.
     Returns the share (h, w) that is inside, and the share that is inside in the second tone (None: solid).
     """
     top, bottom, left, right = window
     rows, columns = bottom - top, right - left
     u = ((left - centre[0]) + (np.arange(columns * factor) + 0.5) / factor)[None, :] / radius
     v = ((top - centre[1]) + (np.arange(rows * factor) + 0.5) / factor)[:, None] / radius
+    if angle:
+        cos, sin = math.cos(angle), math.sin(angle)
+        u, v = cos * u + sin * v, cos * v - sin * u
     sample = 1.0 / (radius * factor)
     inside = np.clip(0.5 - OUTLINES[shape](u, v) / sample, 0.0, 1.0)
     second = None if texture == "solid" else inside * _second_tone(texture, u, v, sample)
@@ -132,9 +138,14 @@ def cover(
 
 def draw(scene: Scene, resolution: tuple[int, int]) -> Array:
     """The picture of a scene, uint8 (h, w, 3), anti-aliased: as a finer drawing of it, average-pooled."""
+    return paint(scene.objects, scene.background, resolution)
+
+
+def paint(objects: Sequence[SceneObject], background: Background, resolution: tuple[int, int]) -> Array:
+    """Objects on a background, uint8 (h, w, 3), the later ones over the earlier; as in `draw`."""
     height, width = resolution
     factor = -(-FINE // min(height, width))
-    start, end, (along_x, along_y) = scene.background
+    start, end, (along_x, along_y) = background
     picture = np.empty((height, width, 3))
     picture[:] = start
     if end != start:
@@ -142,12 +153,13 @@ def draw(scene: Scene, resolution: tuple[int, int]) -> Array:
         ramp_y = along_y * ((np.arange(height) + 0.5) / height - 0.5)
         ramp = 0.5 + ramp_x[None, :] + ramp_y[:, None]
         picture += ramp[..., None] * (np.array(end) - np.array(start))
-    for thing in scene.objects:
+    for thing in objects:
         x, y, radius = thing.x * width, thing.y * height, thing.radius * min(height, width)
-        top, bottom = max(math.floor(y - radius), 0), min(math.ceil(y + radius), height)
-        left, right = max(math.floor(x - radius), 0), min(math.ceil(x + radius), width)
+        reach = radius * CORNER if thing.angle else radius
+        top, bottom = max(math.floor(y - reach), 0), min(math.ceil(y + reach), height)
+        left, right = max(math.floor(x - reach), 0), min(math.ceil(x + reach), width)
         window = (top, bottom, left, right)
-        inside, second = cover(thing.shape, thing.texture, (x, y), radius, window, factor)
+        inside, second = cover(thing.shape, thing.texture, (x, y), radius, window, factor, thing.angle)
         first_tone, second_tone = COLOURS[thing.colour]
         patch = picture[top:bottom, left:right]
         patch += inside[..., None] * (np.array(first_tone) - patch)

@@ -17,6 +17,7 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "TEXTURES",
+    "Background",
     "Relation",
     "Scene",
     "SceneObject",
@@ -77,10 +78,15 @@ ASIDE = 0.06  # an object farther than this from the middle stands at a side
 CLEAR = 0.7  # a relation is said only where the offset across it is at most this share of the offset along it
 LAYOUTS = 64  # tried at once
 
+Background = tuple[tuple[float, ...], tuple[float, ...], tuple[float, float]]
+
 
 @attrs.frozen
 class SceneObject:
-    """One thing in a picture: its attributes, its centre (x, y) in [0, 1] and its radius in shorter sides."""
+    """One thing in a picture: its attributes, its centre (x, y) in [0, 1] and its radius in shorter sides.
+
+    `angle`: how far it is turned, clockwise, in radians.
+    """
 
     shape: str
     colour: str
@@ -89,6 +95,7 @@ class SceneObject:
     x: float
     y: float
     radius: float
+    angle: float = 0.0
 
 
 @attrs.frozen
@@ -129,7 +136,7 @@ class Scene:
     objects: tuple[SceneObject, ...]
     stated: Statement
     caption: str
-    background: tuple[tuple[float, ...], tuple[float, ...], tuple[float, float]]
+    background: Background
 
 
 def holds(

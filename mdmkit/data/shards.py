@@ -21,7 +21,7 @@ from .order import Order, Place
 from .pictures import EXTENSIONS, as_size, decode, fit
 from .sample import Sample, Unreadable, first_readable
 
-__all__ = ["FEATURES", "WebDataset"]
+__all__ = ["FEATURES", "WebDataset", "features_in", "original", "span_of"]
 
 FEATURES = "features.safetensors"
 
@@ -157,14 +157,18 @@ class WebDataset:
                 self._indices.popitem(last=False)
         return index
 
-    def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
+    def _file(self, shard: int) -> int:
         file = self._files.get(shard)
         if file is None:
             file = self._files[shard] = os.open(self.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
             if len(self._files) > self._open_most:
                 os.close(self._files.popitem(last=False)[1])
+        return file
+
+    def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
         at, size = span
-        data = os.pread(file, size, at)  # no shared file position: safe in forked processes and threads
+        # no shared file position: safe in forked processes and threads
+        data = os.pread(self._file(shard), size, at)
         if len(data) != size:
             raise OSError(f"expected {size} bytes at {at}, got {len(data)}")
         return data
@@ -194,7 +198,7 @@ class WebDataset:
             data = self._bytes(shard, members[_largest(members)])
             stored = size = sizes.header_size(io.BytesIO(data))
             if "json" in members:
-                size = _original(json.loads(self._bytes(shard, members["json"])), stored)
+                size = original(json.loads(self._bytes(shard, members["json"])), stored)
         except (OSError, ValueError):
             return 0, 0
         return min(stored[0], size[0]), min(stored[1], size[1])
@@ -212,9 +216,9 @@ class WebDataset:
             picture, size = decode(self._bytes(place.shard, span), at_least=2 * max(resolution))
             caption = self._caption(place.shard, members)
             if "json" in members:
-                size = _original(json.loads(self._bytes(place.shard, members["json"])), size)
+                size = original(json.loads(self._bytes(place.shard, members["json"])), size)
             if self.features:
-                features, mask = _features(self._bytes(place.shard, _member(members, FEATURES)))
+                features, mask = features_in(self._bytes(place.shard, span_of(members, FEATURES)))
         except Exception as error:  # decoders raise what they like on broken data
             raise Unreadable(key, f"{type(error).__name__}: {error}") from error
         image = fit(picture, resolution, crop=self.crop, flip=self.flip, key=(self.seed, position))
@@ -224,7 +228,7 @@ class WebDataset:
         if self.caption == "none":
             return ""
         member, _, field = self.caption.partition(".")
-        text = self._bytes(shard, _member(members, member)).decode("utf-8-sig")
+        text = self._bytes(shard, span_of(members, member)).decode("utf-8-sig")
         if field:
             value: Any = json.loads(text)
             for part in field.split("."):
@@ -235,7 +239,8 @@ class WebDataset:
         return text.strip()
 
 
-def _member(members: dict[str, tuple[int, int]], ext: str) -> tuple[int, int]:
+def span_of(members: dict[str, tuple[int, int]], ext: str) -> tuple[int, int]:
+    """Where a sample's member of this extension stands; ValueError where there is none."""
     if ext not in members:
         raise ValueError(f"it has no {ext} member (it has {', '.join(sorted(members))})")
     return members[ext]
@@ -271,7 +276,8 @@ def _largest(members: dict[str, tuple[int, int]]) -> str:
     raise ValueError("it has no picture")
 
 
-def _original(fields: Any, size: tuple[int, int]) -> tuple[int, int]:
+def original(fields: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the original as json says it, else `size`."""
     if isinstance(fields, dict):
         for prefix in ("original_", ""):
             h, w = fields.get(f"{prefix}height"), fields.get(f"{prefix}width")
@@ -280,7 +286,8 @@ def _original(fields: Any, size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def _features(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+def features_in(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Text features (L, D) and mask (L,) of a sample's member."""
     from safetensors.numpy import load
 
     stored = load(data)

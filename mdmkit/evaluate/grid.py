@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-__all__ = ["grid", "grid_path", "save_grid", "save_image", "save_picture", "to_uint8"]
+__all__ = ["WrappedText", "grid", "grid_path", "save_grid", "save_image", "save_picture", "to_uint8"]
 
 SMALLEST = 128  # a picture's longer side in a grid, in pixels, at least
 PAPER, INK, FAINT, BORDER = (250, 250, 248), (38, 38, 42), (120, 120, 126), (216, 216, 212)
@@ -77,8 +77,8 @@ def grid(
 
     size = max(12, min(28, width // 11))
     gap, margin = max(10, width // 14), max(16, width // 8)
-    texts = [_Text(caption, size, width) for caption in captions]
-    heading = _Text(title or "", round(size * 1.15), columns * (width + gap) - gap, balanced=False)
+    texts = [WrappedText(caption, size, width) for caption in captions]
+    heading = WrappedText(title or "", round(size * 1.15), columns * (width + gap) - gap, balanced=False)
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
     below = [round(size * 0.4) + max(texts[i].height for i in row) for row in rows]
     top = margin + (heading.height + gap if title else 0)
@@ -181,7 +181,7 @@ def _lacks(font: Font, character: str) -> bool:
     return not character.isspace() and bytes(glyph) == bytes(missing)
 
 
-class _Text:
+class WrappedText:
     """A text wrapped to `width` pixels in one font, `most` lines at most; `balanced`: of about one length."""
 
     def __init__(self, text: str, size: int, width: int, *, most: int = 5, balanced: bool = True) -> None:

@@ -130,8 +130,9 @@ def differences(levels: Sequence[Settings], cond_dim: int | None) -> Iterator[st
             yield f"{where}.block: '{settings['block']}'; the released networks have 'resnet'"
         if settings.get("self_conditioning"):
             yield f"{where}.self_conditioning: true; the released networks have none"
-        extra = settings["extra_blocks"]
+        extra = settings.get("extra_blocks", 0)
         if extra if isinstance(extra, int) else any(extra):
+            extra = extra if isinstance(extra, int) else list(extra)
             yield f"{where}.extra_blocks: {extra}; the released networks have none"
         if settings["in_channels"] != CHANNELS:
             yield f"{where}.in_channels: {settings['in_channels']}; the released networks have {CHANNELS}"

@@ -4,8 +4,10 @@ from .attention import Attend, ImageAttention, TextLayer, sdpa
 from .blocks import Block, Downsample, ResBlock, Upsample
 from .core import UNetCore
 from .embed import Embedding
+from .frames import FrameDownsample, FrameUpsample
 from .nest import Core, NestedUNet, Shell
 from .shell import UNetShell
+from .temporal import FrameAttention, FrameConv, FrameShift, TemporalLayer
 from .unet import Running, Text
 from .video import TemporalAttention, TemporalDownsample, TemporalUpsample
 
@@ -15,6 +17,11 @@ __all__ = [
     "Core",
     "Downsample",
     "Embedding",
+    "FrameAttention",
+    "FrameConv",
+    "FrameDownsample",
+    "FrameShift",
+    "FrameUpsample",
     "ImageAttention",
     "NestedUNet",
     "ResBlock",
@@ -22,6 +29,7 @@ __all__ = [
     "Shell",
     "TemporalAttention",
     "TemporalDownsample",
+    "TemporalLayer",
     "TemporalUpsample",
     "Text",
     "TextLayer",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .attention import TextLayer
 from .blocks import ResBlock
+from .frames import as_clips, as_rows
 from .unet import Running, Text, UNet
 
 __all__ = ["TextPath", "UNetCore"]
@@ -76,7 +77,9 @@ class UNetCore(UNet):
     embedding; masked_cross_attention: padding is not looked at. micro_conditioning: numbers about the picture
     and their defaults. output_limit: predictions are squeezed into +-output_limit by tanh. self_conditioning:
     it is shown its own last estimate of the picture (Chen et al. 2022, 2208.04202). block makes residual
-    blocks.
+    blocks. temporal makes layers along time, temporal_layers of them behind each residual block
+    of a stage, for clips (B, C, F, H, W) of `frames` frames, or of one, which are pictures; strides may then
+    have frames in front.
 
     cond_dim: width of the text features, None: unconditional. Raises ValueError where the numbers do not fit.
     Source: Gu et al. 2024 (2310.15111), section 3.2 and the released networks.
@@ -103,6 +106,9 @@ class UNetCore(UNet):
         micro_conditioning: Mapping[str, float] | None = None,
         output_limit: float | None = None,
         self_conditioning: bool = False,
+        frames: int = 1,
+        temporal: Callable[..., nn.Module] | None = None,
+        temporal_layers: int | Sequence[int] = 1,
         block: Callable[..., nn.Module] = ResBlock,
         cond_dim: int | None = None,
         device: torch.device | str | None = None,
@@ -132,6 +138,9 @@ class UNetCore(UNet):
             middle=middle,
             cond_width=width,
             self_conditioning=self_conditioning,
+            frames=frames,
+            temporal=temporal,
+            temporal_layers=temporal_layers,
             device=device,
             dtype=dtype,
         )
@@ -191,21 +200,22 @@ class UNetCore(UNet):
         previous: Tensor | None = None,
         run: Running | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """z (B, in_channels, H, W), t (B,) in [0, 1] to prediction and features, both at the resolution of z.
+        """z (B, in_channels, [F,] H, W), t (B,) in [0, 1] to prediction and features, both of the size of z.
 
-        text is what `read` gives; carried (b <= B, channels[0], H, W) are features of the shell around, of
-        the first rows; previous, like z, is its own last estimate of x0, zero where there is none. Raises
-        ValueError where the strides do not divide H and W.
+        text is what `read` gives; carried (b <= B, channels[0], [F,] H, W) are features of the shell around,
+        of the first rows; previous, like z, is its own last estimate of x0, zero where there is none. Raises
+        ValueError where the strides do not divide F (which may be 1), H and W.
         """
         run = run or Running()
         self.check_size(z)
         emb = self.embedding(t, micros)
         if text is not None and text.pooled is not None:
             emb = emb + text.pooled
-        x, skips = self.go_down(z, emb, carried, text, run, previous)
+        few, shown = (None if part is None else as_rows(part) for part in (carried, previous))
+        x, skips = self.go_down(as_rows(z), emb, few, text, run, shown)
         if self.middle is not None:
             seen = self.seen(text)
             for j in range(len(self.middle.blocks)):
                 x = self.middle.step(j, x, emb, seen, run)
         x = self.go_up(x, emb, skips, text, run)
-        return self.head(x), x
+        return as_clips(self.head(x), z), as_clips(x, z)

@@ -27,14 +27,14 @@ COPIES = 5
 class LevelCost:
     """What one level adds to those inside it.
 
-    shape: of one picture, (channels, height, width). flops: of one picture's forward pass, a multiply-add
-    counts two. memory: bytes in training, of weights, gradients, AdamW's moments and an EMA copy, and of the
-    activations that the backward pass needs (`activations`, at the rows asked for); with use_checkpoint these
-    are the blocks' inputs and the largest block. Not counted: workspaces of kernels, the data, autocast's
-    smaller activations.
+    shape: of one picture, (channels, height, width), or clip, with frames behind the channels. flops: of one
+    picture's forward pass, a multiply-add counts two. memory: bytes in training, of weights, gradients,
+    AdamW's moments and an EMA copy, and of the activations that the backward pass needs (`activations`, at
+    the rows asked for); with use_checkpoint these are the blocks' inputs and the largest block. Not counted:
+    workspaces of kernels, the data, autocast's smaller activations.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     parameters: int
     flops: int
     activations: int
@@ -43,15 +43,16 @@ class LevelCost:
 
 def level_costs(
     nest: NestedUNet,
-    resolutions: Sequence[tuple[int, int]],
+    resolutions: Sequence[Sequence[int]],
     batch: int | Sequence[int],
     tokens: int = 0,
     cond_dim: int | None = None,
 ) -> list[LevelCost]:
     """The cost of each level, low to high: of k + 1 levels less that of k.
 
-    resolutions: (height, width) of each level; batch: rows at every level, or one number a level; tokens,
-    cond_dim: text tokens of a row and their width. Raises ValueError where resolutions do not fit the nest.
+    resolutions: (height, width) of each level, of clips (frames, height, width); batch: rows at every level,
+    or one number a level; tokens, cond_dim: text tokens of a row and their width. Raises ValueError where
+    resolutions do not fit the nest.
     """
     if len(resolutions) != len(nest.levels):
         raise ValueError(
@@ -62,7 +63,7 @@ def level_costs(
         raise ValueError(f"expected rows for each of {len(nest.levels)} levels, got {len(rows)}")
     meta = on_meta(nest)
     costs, flops, activations = [], 0, 0
-    for r, (h, w) in enumerate(resolutions):
+    for r, size in enumerate(resolutions):
         flops_inside, activations_inside = flops, activations
         upto = tuple(resolutions[: r + 1])
         flops = forward_flops(meta, inputs(meta, upto, (1,) * (r + 1), tokens, cond_dim))
@@ -73,7 +74,7 @@ def level_costs(
         added = activations - activations_inside
         costs.append(
             LevelCost(
-                shape=(levels(nest)[r].in_channels, h, w),
+                shape=(levels(nest)[r].in_channels, *size),
                 parameters=sum(p.numel() for p in own),
                 flops=flops - flops_inside,
                 activations=added,
@@ -128,14 +129,14 @@ def on_meta(nest: NestedUNet) -> NestedUNet:
 
 
 def inputs(
-    nest: NestedUNet, sizes: Sequence[tuple[int, int]], rows: Sequence[int], tokens: int, cond_dim: int | None
+    nest: NestedUNet, sizes: Sequence[Sequence[int]], rows: Sequence[int], tokens: int, cond_dim: int | None
 ) -> dict[str, Any]:
     """Arguments of the nest's forward, on the meta device."""
     dtype = next(nest.parameters()).dtype
     made = {"dtype": dtype, "device": "meta"}
     z = [
-        torch.empty(count, level.in_channels, h, w, **made)
-        for level, count, (h, w) in zip(levels(nest), rows, sizes, strict=False)
+        torch.empty(count, level.in_channels, *size, **made)
+        for level, count, size in zip(levels(nest), rows, sizes, strict=False)
     ]
     text: dict[str, Tensor] = {}
     if cond_dim is not None:

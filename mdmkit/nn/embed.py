@@ -13,6 +13,10 @@ from .zero import zeroed
 __all__ = ["Embedding", "sinusoid", "time_index"]
 
 
+# of a clip: its frames a second, how many it has
+COUNTS = ("fps", "frames")
+
+
 def time_index(t: Tensor) -> Tensor:
     """The number that stands for t in [0, 1] inside the network: 1000 t - 1, float64.
 
@@ -33,9 +37,9 @@ class Embedding(nn.Module):
     """Time and micro-conditioning to one vector a row: (B,) each to (B, emb_dim).
 
     `micro_conditioning` names the numbers and their defaults, which stand in where a number is not given.
-    "scale", the picture's original side in pixels, counts only up to its default; any other is expected
-    around 0..1. The last layer of each starts at zero. Source: Gu et al. 2024 (2310.15111), released
-    networks.
+    "scale", the picture's original side in pixels, counts only up to its default; "fps" and "frames" are
+    counts as they are; any other is expected around 0..1. The last layer of each starts at zero. Source: Gu
+    et al. 2024 (2310.15111), released networks.
     """
 
     def __init__(
@@ -80,6 +84,9 @@ class Embedding(nn.Module):
         for key, default in self.defaults.items():
             value = (micros or {}).get(key)
             value = torch.full_like(t, default, dtype=torch.float64) if value is None else value.double()
-            value = value.clamp(max=default) if key == "scale" else 1000 * value
+            if key == "scale":
+                value = value.clamp(max=default)
+            elif key not in COUNTS:
+                value = 1000 * value
             emb = emb + self.micro[key](sinusoid(value, width).to(dtype))
         return emb

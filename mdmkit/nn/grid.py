@@ -13,7 +13,7 @@ from mdmkit.divisors import grid_multiple, grid_problems, triples
 from mdmkit.grid import grid_side
 
 from .blocks import Downsample, Upsample
-from .unet import Running, Stage, Text, per_stage
+from .unet import Stage, per_stage
 from .video import TemporalAttention, TemporalDownsample, TemporalUpsample
 
 __all__ = ["Grid", "GridStage"]
@@ -30,23 +30,20 @@ class GridStage(Stage):
         resample: nn.Module | None,
         frames: int,
     ) -> None:
-        super().__init__(blocks=blocks, attention=[() for _ in blocks], resample=resample)
-        self.temporal = nn.ModuleList(nn.ModuleList(layers) for layers in temporal)
+        super().__init__(
+            blocks=blocks, attention=[() for _ in blocks], temporal=temporal, resample=resample
+        )
         self.frames = frames
 
-    def step(self, j: int, x: Tensor, emb: Tensor, text: Text | None, run: Running) -> Tensor:
-        x = run(self.blocks[j], x, emb.repeat_interleave(self.frames, 0))
-        for layer in self.temporal[j]:  # pyright: ignore[reportGeneralTypeIssues]
-            x = run(layer, x, emb, self.frames, run.attend)
-        return x
-
-    def onward(self, x: Tensor) -> Tensor:
-        if isinstance(self.resample, TemporalDownsample | TemporalUpsample):
+    def inward(self, x: Tensor, clips: int) -> Tensor:
+        if isinstance(self.resample, TemporalDownsample):
             return self.resample(x, self.frames)
-        return super().onward(x)
+        return super().inward(x, clips)
 
-    def layers(self) -> list[nn.Module]:
-        return [*super().layers(), *(layer for layers in self.temporal for layer in layers.children())]
+    def outward(self, x: Tensor, clips: int, frames: int) -> Tensor:
+        if isinstance(self.resample, TemporalUpsample):
+            return self.resample(x, self.frames)
+        return super().outward(x, clips, frames)
 
 
 class Grid:
@@ -83,14 +80,17 @@ class Grid:
         *,
         blocks: Sequence[nn.Module],
         attention: Sequence[Sequence[nn.Module]],
+        temporal: Sequence[Sequence[nn.Module]],
         resample: type[Downsample] | type[Upsample],
-        stride: tuple[int, int] | None,
+        stride: tuple[int, int, int] | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> Stage:
         """The i-th stage from high resolution to low, as `picture_stage` makes it for pictures."""
         if any(attention):
             raise ValueError('layout="grid" has attention over time only; say attention=0')
+        if any(temporal):
+            raise ValueError('layout="grid" has temporal_attention; leave temporal out')
         where: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def over_time() -> list[nn.Module]:
@@ -100,7 +100,7 @@ class Grid:
         if stride is not None:
             step = self.steps[i if resample is Downsample else i - 1]
             in_time = TemporalDownsample if resample is Downsample else TemporalUpsample
-            between = resample(width, stride, **where) if step == 1 else in_time(width, step, **where)
+            between = resample(width, stride[1:], **where) if step == 1 else in_time(width, step, **where)
         return GridStage(
             blocks=blocks,
             temporal=[over_time() for _ in blocks],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from .attention import Attend, ImageAttention, sdpa
@@ -131,16 +132,20 @@ class NestedUNet(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Predictions of the first len(z) levels, low resolution to high.
 
-        z[r] (B_r, 3, H_r, W_r) with B = B_0 >= B_1 >= ...: the first B_r rows of the batch; t (B,) in [0, 1];
+        z[r] (B_r, 3, H_r, W_r) with B = B_0 >= B_1 >= ...: the first B_r rows of the batch; or clips
+        (B_r, 3, F_r, H_r, W_r), of which those with one frame at each level are pictures. t (B,) in [0, 1];
         cond (B, L, D), cond_mask (B, L) bool, True: a token; micros: (B,) each. text: what `read` made of
         cond, in its place. cond_weights (B, L): see `read`. previous: for levels with self_conditioning,
         their last estimates of x0, shaped like z, zero for rows without one; None: for no row. Returns
         tensors shaped like z.
 
+        Levels that read the micro-conditioning "frames" are told how many a row's clip has, at its top level.
+
         Raises ValueError for more levels than there are, more rows outside than inside, resolutions that do
         not fit the shells' ratios, text of a wrong width, or micro-conditioning that no level reads.
         """
         self._check(z, micros)
+        micros = self._counted(z, t, micros)
         if previous is not None and len(previous) != len(z):
             raise ValueError(f"expected an estimate or None for each of {len(z)} levels, got {len(previous)}")
         core, shells = self.parts()
@@ -174,7 +179,10 @@ class NestedUNet(nn.Module):
             if self.lift is not None:
                 inside, factor = predictions[-1][: len(z_r)], self.lift[len(predictions) - 1]
                 (rh, rw) = shell.ratio
-                prediction = prediction + factor * inside.repeat_interleave(rh, -2).repeat_interleave(rw, -1)
+                inside = inside.repeat_interleave(rh, -2).repeat_interleave(rw, -1)
+                if z_r.ndim == 5:
+                    inside = inside.repeat_interleave(z_r.shape[2] // inside.shape[2], 2)
+                prediction = prediction + factor * inside
             predictions.append(prediction)
         return tuple(predictions)
 
@@ -232,10 +240,31 @@ class NestedUNet(nn.Module):
             elif isinstance(module, TextPath):
                 yield from module.layers
 
-    def _check(self, z: Sequence[Tensor], micros: Mapping[str, Tensor] | None) -> None:
+    def _counted(
+        self, z: Sequence[Tensor], t: Tensor, micros: Mapping[str, Tensor] | None
+    ) -> Mapping[str, Tensor] | None:
+        if all("frames" not in level.micro_conditioning for level in self.all_parts()):
+            return micros
+        frames = torch.ones_like(t)
+        for level in z:
+            frames[: len(level)] = level.shape[2] if level.ndim == 5 else 1
+        return {"frames": frames, **(micros or {})}
+
+    def all_parts(self) -> list[Core | Shell]:
+        """The levels, low to high."""
         core, shells = self.parts()
+        return [core, *shells]
+
+    def _check(self, z: Sequence[Tensor], micros: Mapping[str, Tensor] | None) -> None:
+        _, shells = self.parts()
         if not 1 <= len(z) <= len(self.levels):
             raise ValueError(f"expected pictures of 1 to {len(self.levels)} levels, got {len(z)}")
+        if len({level.ndim for level in z}) > 1:
+            raise ValueError(
+                f"expected pictures at all levels or clips at all, got {[tuple(x.shape) for x in z]}"
+            )
+        clips = z[0].ndim == 5
+        lone = clips and all(level.shape[2] == 1 for level in z)
         for r in range(1, len(z)):
             if len(z[r]) > len(z[r - 1]):
                 raise ValueError(
@@ -246,7 +275,12 @@ class NestedUNet(nn.Module):
             if z[r].shape[-2:] != (h * rh, w * rw):
                 came = " x ".join(map(str, z[r].shape[-2:]))
                 raise ValueError(f"expected {h * rh} x {w * rw} pixels at level {r}, got {came}")
-        known = {key for level in (core, *shells) for key in level.micro_conditioning}
+            frames = z[r - 1].shape[2] * getattr(shells[r - 1], "frame_ratio", 1) if clips else 1
+            if clips and not lone and z[r].shape[2] != frames:
+                raise ValueError(
+                    f"expected {frames} frames at level {r}, or one at every level, got {z[r].shape[2]}"
+                )
+        known = {key for level in self.all_parts() for key in level.micro_conditioning}
         for key in micros or {}:
             if key not in known:
                 raise ValueError(

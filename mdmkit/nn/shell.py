@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mdmkit.grid import pack, unpack
 
 from .blocks import ResBlock
+from .frames import as_clips, as_rows
 from .grid import Grid
 from .unet import Running, Text, UNet, picture_stage
 from .zero import zeroed
@@ -35,7 +36,8 @@ class UNetShell(UNet):
     inner level sees this one's features. normalize_input: the picture is divided by its own standard
     deviation. layout "grid", for imported models: a picture is a square grid of `frames` frames, which pass
     the level one by one; strides are then [frames, height, width] too. temporal_attention: layers over the
-    frames behind each residual block of a stage; rotary: they know the order of frames.
+    frames behind each residual block of a stage; rotary: they know the order of frames. Otherwise clips are
+    (B, C, F, H, W), and pictures clips of one frame, with temporal and temporal_layers.
 
     inner_channels: width of the features of the level inside, its channels[0]. emb_dim: the core's, as its
     pooled text is added to this level's time embedding; 4 * channels[0] where not given. cond_width: the
@@ -66,6 +68,8 @@ class UNetShell(UNet):
         temporal_attention: int | Sequence[int] = 0,
         rotary: bool = False,
         self_conditioning: bool = False,
+        temporal: Callable[..., nn.Module] | None = None,
+        temporal_layers: int | Sequence[int] = 1,
         block: Callable[..., nn.Module] = ResBlock,
         inner_channels: int,
         emb_dim: int | None = None,
@@ -79,12 +83,12 @@ class UNetShell(UNet):
                 raise ValueError('layout="grid" is for imported models, which have no extra_blocks')
             strides = (2,) * (len(channels) - 1) if strides is None else strides
             grid = Grid(frames, strides, temporal_attention=temporal_attention, rotary=rotary)
-            strides = grid.strides
+            strides, frames = grid.strides, 1
         elif layout is not None:
             raise ValueError(f'expected layout "grid" or none, got {layout!r}')
-        elif frames != 1 or temporal_attention or rotary:
+        elif temporal_attention or rotary:
             raise ValueError(
-                'frames, temporal_attention and rotary are for layout="grid"; say so, or leave them out'
+                'temporal_attention and rotary are for layout="grid"; clips have temporal and temporal_layers'
             )
         super().__init__(
             channels=channels,
@@ -103,14 +107,17 @@ class UNetShell(UNet):
             middle=False,
             cond_width=cond_width,
             self_conditioning=self_conditioning,
+            frames=frames,
+            temporal=temporal,
+            temporal_layers=temporal_layers,
             stage=picture_stage if grid is None else grid.stage,
             device=device,
             dtype=dtype,
         )
         self.inner_channels, self.normalize_input = inner_channels, normalize_input
-        self.frames = self.inner_frames = 1
+        self.grid_frames = self.inner_grid_frames = 1
         if grid is not None:
-            self.frames, self.inner_frames = grid.frames, grid.inner_frames
+            self.grid_frames, self.inner_grid_frames = grid.frames, grid.inner_frames
             self.multiple, times = grid.multiple, grid.side // grid.inner_side
             self.ratio = self.ratio[0] * times, self.ratio[1] * times
         width = self.channels[-1]
@@ -122,7 +129,7 @@ class UNetShell(UNet):
         self.out_adapter = adapter(inner_channels, width)
 
     def extra_repr(self) -> str:
-        grid = f", frames={self.frames} in a grid" if self.frames > 1 else ""
+        grid = f", frames={self.grid_frames} in a grid" if self.grid_frames > 1 else ""
         return f"normalize_input={self.normalize_input}{grid}"
 
     def encode(
@@ -136,27 +143,34 @@ class UNetShell(UNet):
         previous: Tensor | None = None,
         run: Running | None = None,
     ) -> Encoded:
-        """The way in: z (B, in_channels, H, W), t (B,); carried and previous as in `UNetCore.forward`.
+        """The way in: z (B, in_channels, [F,] H, W), t (B,); carried and previous as in `UNetCore.forward`.
 
-        `inwards` of the result is (B, inner_channels, H / ratio, W / ratio), or None without inner_input.
+        `inwards` of the result is (B, inner_channels, [F / ratio,] H / ratio, W / ratio), or None without
+        inner_input.
         Raises ValueError where the strides do not divide H and W.
         """
         self.check_size(z)
-        z = unpack(z, self.frames)
+        clips = z
+        z = self.rows_of(z)
         if self.normalize_input:
             z = z / z.std(dim=(1, 2, 3), keepdim=True)
         emb = self.embedding(t, micros)
         if text is not None and text.pooled is not None:
             emb = emb + text.pooled
-        carried = None if carried is None else unpack(carried, self.frames)
-        previous = None if previous is None else unpack(previous, self.frames)
-        x, skips = self.go_down(z, emb, carried, text, run or Running(), previous)
-        x = pack(x, self.inner_frames)
-        return Encoded(x, emb, skips, text, None if self.in_adapter is None else self.in_adapter(x))
+        few, shown = (None if part is None else self.rows_of(part) for part in (carried, previous))
+        x, skips = self.go_down(z, emb, few, text, run or Running(), shown)
+        x = pack(x, self.inner_grid_frames)
+        inwards = None if self.in_adapter is None else as_clips(self.in_adapter(x), clips)
+        return Encoded(x, emb, skips, text, inwards)
 
     def decode(self, encoded: Encoded, inner: Tensor, run: Running | None = None) -> tuple[Tensor, Tensor]:
         """The way out: the features of the level inside to prediction and features at the resolution of z."""
-        x = encoded.x + self.out_adapter(inner)
-        x = unpack(x, self.inner_frames)
+        x = encoded.x + self.out_adapter(as_rows(inner))
+        x = unpack(x, self.inner_grid_frames)
         x = self.go_up(x, encoded.emb, encoded.skips, encoded.text, run or Running())
-        return pack(self.head(x), self.frames), pack(x, self.frames)
+        prediction, x = (pack(part, self.grid_frames) for part in (self.head(x), x))
+        return as_clips(prediction, inner), as_clips(x, inner)
+
+    def rows_of(self, z: Tensor) -> Tensor:
+        """What passes the level one by one: pictures, the frames of clips, those of grids."""
+        return unpack(as_rows(z), self.grid_frames)

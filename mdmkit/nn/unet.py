@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mdmkit.divisors import check_divides
+from mdmkit.divisors import check_divides, triples
 
 from .attention import Attend, ImageAttention, KeysValues, sdpa
 from .blocks import Downsample, Upsample
 from .embed import Embedding
+from .frames import FrameDownsample, FrameUpsample
 from .zero import zeroed
 
-__all__ = ["Running", "Stage", "Text", "UNet", "pair"]
+__all__ = ["Running", "Stage", "Text", "UNet"]
 
 
 class Text(NamedTuple):
@@ -40,9 +41,17 @@ class Text(NamedTuple):
         kept = self.kept and {layer: (k[:count], v[:count]) for layer, (k, v) in self.kept.items()}
         return Text(self.features[:count], mask, pooled, kept)
 
-    def of(self, layer: nn.Module) -> Tensor | KeysValues:
-        """What a layer attends to: its keys and values where they are kept, else the features."""
-        return self.features if self.kept is None else self.kept.get(layer, self.features)
+    def of(self, layer: nn.Module, frames: int = 1) -> tuple[Tensor | KeysValues, Tensor | None]:
+        """What a layer attends to, its keys and values where they are kept, else the features; and the mask.
+
+        frames: of each clip, whose rows the layer works on.
+        """
+        known = self.features if self.kept is None else self.kept.get(layer, self.features)
+        if frames == 1:
+            return known, self.mask
+        parts = (known, self.mask) if isinstance(known, Tensor) else (*known, self.mask)
+        *told, mask = (None if part is None else part.repeat_interleave(frames, 0) for part in parts)
+        return (told[0] if len(told) == 1 else tuple(told)), mask  # type: ignore[return-value]
 
 
 class Running(NamedTuple):
@@ -57,15 +66,6 @@ class Running(NamedTuple):
         return module(*args)
 
 
-def pair(stride: int | Sequence[int]) -> tuple[int, int]:
-    """A stride as (height, width)."""
-    if isinstance(stride, int):
-        return stride, stride
-    if len(stride) != 2:
-        raise ValueError(f"expected a stride as one number or [height, width], got {list(stride)}")
-    return stride[0], stride[1]
-
-
 def per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
     values = (value,) * stages if isinstance(value, int) else tuple(value)
     if len(values) != stages:
@@ -76,7 +76,9 @@ def per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, 
 class Stage(nn.Module):
     """Residual blocks at one resolution, each followed by its attention layers; then the way to the next.
 
-    `joined` blocks leave a skip on the way down, or read one on the way up; those behind them do not.
+    `joined` blocks leave a skip on the way down, or read one on the way up; those behind them do not. The
+    frames of clips are rows of x that follow each other, with one row of emb a clip: blocks and attention
+    work frame by frame, and temporal layers, behind those of each block, along time.
     """
 
     def __init__(
@@ -84,35 +86,56 @@ class Stage(nn.Module):
         *,
         blocks: Sequence[nn.Module],
         attention: Sequence[Sequence[nn.Module]],
+        temporal: Sequence[Sequence[nn.Module]] = (),
         resample: nn.Module | None = None,
+        resample_time: FrameDownsample | FrameUpsample | None = None,
     ) -> None:
         super().__init__()
         self.joined = len(attention)
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(nn.ModuleList(layers) for layers in attention)
-        self.resample = resample
+        self.temporal = nn.ModuleList(nn.ModuleList(layers) for layers in temporal)
+        self.resample, self.resample_time = resample, resample_time
 
     def step(self, j: int, x: Tensor, emb: Tensor, text: Text | None, run: Running) -> Tensor:
-        """The j-th residual block and the attention layers behind it."""
-        x = run(self.blocks[j], x, emb)
+        """The j-th residual block, and the attention and temporal layers behind it."""
+        frames = len(x) // len(emb)
+        x = run(self.blocks[j], x, each_frame(emb, frames))
         for layer in self.attention[j]:  # pyright: ignore[reportGeneralTypeIssues]
-            seen, mask = (None, None) if text is None else (text.of(layer), text.mask)
+            seen, mask = (None, None) if text is None else text.of(layer, frames)
             x = run(layer, x, seen, mask, run.attend)
+        for layer in self.temporal[j] if self.temporal else ():  # pyright: ignore[reportGeneralTypeIssues]
+            x = run(layer, x, emb, frames, run.attend)
         return x
 
     def extra(self, x: Tensor, emb: Tensor, run: Running) -> Tensor:
         """The blocks behind those that are joined to the other way."""
+        emb = each_frame(emb, len(x) // len(emb))
         for block in list(self.blocks)[self.joined :]:
             x = run(block, x, emb)
         return x
 
-    def onward(self, x: Tensor) -> Tensor:
-        """What the next stage is given."""
+    def inward(self, x: Tensor, clips: int) -> Tensor:
+        """What the next stage on the way down is given; x has the frames of so many clips."""
+        x = x if self.resample is None else self.resample(x)
+        return x if self.resample_time is None else self.resample_time(x, len(x) // clips)
+
+    def outward(self, x: Tensor, clips: int, frames: int) -> Tensor:
+        """What the next stage on the way up is given, which has so many frames a clip."""
+        if self.resample_time is not None:
+            assert isinstance(self.resample_time, FrameUpsample)
+            x = self.resample_time(x, len(x) // clips, frames)
         return x if self.resample is None else self.resample(x)
 
     def layers(self) -> list[nn.Module]:
         """What `step` runs, one by one."""
-        return [*self.blocks, *(layer for layers in self.attention for layer in layers.children())]
+        behind = [*self.attention, *self.temporal]
+        return [*self.blocks, *(layer for layers in behind for layer in layers.children())]
+
+
+def each_frame(rows: Tensor, frames: int) -> Tensor:
+    """A row for each frame, from one a clip."""
+    return rows if frames == 1 else rows.repeat_interleave(frames, 0)
 
 
 def picture_stage(
@@ -121,13 +144,21 @@ def picture_stage(
     *,
     blocks: Sequence[nn.Module],
     attention: Sequence[Sequence[nn.Module]],
+    temporal: Sequence[Sequence[nn.Module]],
     resample: type[Downsample] | type[Upsample],
-    stride: tuple[int, int] | None,
+    stride: tuple[int, int, int] | None,
     **where: Any,
 ) -> Stage:
     """The i-th stage from high resolution to low; stride: to the next one on its way, None: there is none."""
-    between = None if stride is None else resample(width, stride, **where)
-    return Stage(blocks=blocks, attention=attention, resample=between)
+    between = in_time = None
+    if stride is not None:
+        along = FrameDownsample if resample is Downsample else FrameUpsample
+        # a stride in time alone still has its convolution over pixels: clips and pictures have the same names
+        between = resample(width, stride[1:], **where)
+        in_time = along(width, stride[0], **where) if stride[0] > 1 else None
+    return Stage(
+        blocks=blocks, attention=attention, temporal=temporal, resample=between, resample_time=in_time
+    )
 
 
 class UNet(nn.Module):
@@ -152,6 +183,9 @@ class UNet(nn.Module):
         middle: bool,
         cond_width: int | None,
         self_conditioning: bool,
+        frames: int,
+        temporal: Callable[..., nn.Module] | None,
+        temporal_layers: int | Sequence[int],
         stage: Callable[..., Stage] = picture_stage,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -164,15 +198,19 @@ class UNet(nn.Module):
         stages = len(self.channels)
         counts, layers = per_stage("blocks", blocks, stages), per_stage("attention", attention, stages)
         extra = per_stage("extra_blocks", extra_blocks, stages)
-        self.strides = tuple(
-            pair(stride) for stride in (strides if strides is not None else (2,) * (stages - 1))
-        )
+        self.strides = tuple(triples(strides if strides is not None else (2,) * (stages - 1)))
         if len(self.strides) != stages - 1:
             raise ValueError(
                 f"expected one stride between each two stages, {stages - 1}, got {len(self.strides)}"
             )
-        # to the level inside; and what divides the sides of a picture
-        self.ratio = self.multiple = (prod(h for h, _ in self.strides), prod(w for _, w in self.strides))
+        # to the level inside; and what divides the sides of a picture, and the frames of a clip
+        self.frame_ratio, *sides = (prod(stride[axis] for stride in self.strides) for axis in range(3))
+        self.ratio = self.multiple = (sides[0], sides[1])
+        if frames < 1 or frames % self.frame_ratio:
+            raise ValueError(
+                f"expected frames that the strides divide, a multiple of {self.frame_ratio}, got {frames}"
+            )
+        over_time = per_stage("temporal_layers", temporal_layers, stages) if temporal else (0,) * stages
         if min(counts) < 1:
             raise ValueError(f"expected at least one residual block a stage, got {list(counts)}")
         for width in self.channels:
@@ -190,6 +228,10 @@ class UNet(nn.Module):
             options = {"heads": heads, "norm_groups": norm_groups, "cond_width": cond_width, "ffn": ffn}
             return [ImageAttention(width, **options, **where) for _ in range(count)]
 
+        def temporals(i: int, width: int) -> list[nn.Module]:
+            assert temporal is not None or not over_time[i]
+            return [temporal(channels=width, emb_dim=emb_dim, **where) for _ in range(over_time[i])]  # type: ignore[misc]
+
         self.micro_conditioning = dict(micro_conditioning or {})
         self.embedding = Embedding(emb_dim, micro_conditioning=micro_conditioning, **where)
         self.conv_in = nn.Conv2d(in_channels, self.channels[0], 3, padding=1, **where)
@@ -205,6 +247,7 @@ class UNet(nn.Module):
                     outside,
                     blocks=[residual(c, outside) for c in [*inside, *[outside] * extra[i]]],
                     attention=[attentions(outside, layers[i]) for _ in range(count)],
+                    temporal=[temporals(i, outside) for _ in range(count)],
                     resample=Downsample,
                     stride=None if last else self.strides[i],
                     **where,
@@ -231,6 +274,7 @@ class UNet(nn.Module):
                     outside,
                     blocks=[residual(c, outside) for c in [*widths, *[outside] * extra[i]]],
                     attention=[attentions(outside, layers[i]) for _ in widths],
+                    temporal=[temporals(i, outside) for _ in widths],
                     resample=Upsample,
                     stride=self.strides[i - 1] if i else None,
                     **where,
@@ -261,6 +305,7 @@ class UNet(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """From a picture to the features of the lowest stage, and what each step leaves for the way up.
 
+        z: pictures, or the frames of clips as rows, with one row of emb a clip; so carried and previous.
         `carried` are the features of the shell around it, of the first rows of the batch only where it has
         fewer. `previous`: the level's own estimate of the picture, like z; zero for rows without one.
         """
@@ -281,7 +326,7 @@ class UNet(nn.Module):
                 skips.append(x)
             x = stage.extra(x, emb, run)
             if stage.resample is not None:
-                x = stage.onward(x)
+                x = stage.inward(x, len(emb))
                 skips.append(x)
         return x, skips
 
@@ -294,7 +339,7 @@ class UNet(nn.Module):
             for j in range(stage.joined):
                 x = stage.step(j, torch.cat([x, skips.pop()], 1), emb, text, run)
             x = stage.extra(x, emb, run)
-            x = stage.onward(x)
+            x = stage.outward(x, len(emb), len(skips[-1] if skips else x) // len(emb))
         return x
 
     def head(self, x: Tensor) -> Tensor:
@@ -307,6 +352,12 @@ class UNet(nn.Module):
 
     def check_size(self, z: Tensor) -> None:
         """ValueError where the strides (or frames in a grid) do not divide a picture's sides."""
+        frames = z.shape[2] if z.ndim == 5 else 1
+        if frames != 1 and frames % self.frame_ratio:
+            raise ValueError(
+                f"expected frames that the strides divide, a multiple of {self.frame_ratio} or 1, "
+                f"got {frames}"
+            )
         for name, side, factor in zip(("height", "width"), z.shape[-2:], self.multiple, strict=True):
             if side % factor:
                 raise ValueError(

@@ -46,10 +46,10 @@ class Rotary(nn.Module):
 class TemporalAttention(nn.Module):
     """Attention over the frames at each pixel of a picture half as high and wide, added to the input.
 
-    x (B F, C, H, W), H and W even; emb is not looked at; returns (B F, C, H, W). A strided convolution, a
-    transformer layer along time, nearest neighbour and a last convolution that starts at zero, so that a
-    fresh layer is the identity. rotary: the layer knows the order of frames; without, frames may be permuted.
-    Source: Gu et al. 2024 (2310.15111), released networks.
+    x (B F, C, H, W); emb is not looked at; returns (B F, C, H, W). A strided convolution, a transformer
+    layer along time, nearest neighbour and a last convolution that starts at zero, so that a fresh layer is
+    the identity. rotary: the layer knows the order of frames; without, frames may be permuted. Source: Gu et
+    al. 2024 (2310.15111), released networks.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class TemporalAttention(nn.Module):
         *,
         head_dim: int = 32,
         rotary: bool = False,
+        emb_dim: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -76,7 +77,7 @@ class TemporalAttention(nn.Module):
         along = low.unflatten(0, (-1, frames)).permute(0, 3, 4, 1, 2).flatten(0, 2)
         along = self.layer(along, None, attend)
         low = along.unflatten(0, (-1, h, w)).permute(0, 3, 4, 1, 2).flatten(0, 1)
-        return x + self.up(F.interpolate(low, scale_factor=2))
+        return x + self.up(F.interpolate(low, size=x.shape[-2:]))
 
 
 class TemporalDownsample(nn.Conv1d):

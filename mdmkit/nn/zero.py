@@ -8,7 +8,7 @@ from torch import nn
 
 __all__ = ["zeroed"]
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 def zeroed(layer: Layer) -> Layer:

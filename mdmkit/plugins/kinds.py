@@ -16,6 +16,7 @@ class Kind:
     protocol: str  # where the object's Protocol or base stands, as "module:attr"
     context: tuple[str, ...] = ()
     function: bool = False
+    optional: tuple[str, ...] = ()  # context that is given only to targets that take it
 
 
 # fmt: off
@@ -35,6 +36,8 @@ KINDS: dict[str, Kind] = {
              ("cond_dim", "device", "dtype")),
         Kind("shell", "the network of a level around the core", "mdmkit.nn.nest:Shell",
              ("inner_channels", "emb_dim", "cond_width", "device", "dtype")),
+        Kind("temporal_layer", "a layer along the frames of a clip", "mdmkit.nn.temporal:TemporalLayer",
+             ("channels", "emb_dim", "device", "dtype")),
         Kind("text_encoder", "captions to features", "mdmkit.text:TextEncoder", ("device", "dtype")),
         Kind("resolution_sampler", "which levels the rows of a batch train",
              "mdmkit.resolutions:ResolutionSampler", ("levels",)),
@@ -45,7 +48,8 @@ KINDS: dict[str, Kind] = {
         Kind("guidance", "wraps a denoiser into a denoiser", "mdmkit.sampling.guidance:Guidance"),
         Kind("threshold", "keeps predicted pictures in range", "mdmkit.sampling.threshold:Threshold",
              function=True),
-        Kind("dataset", "samples by global position", "mdmkit.data:Dataset", ("seed", "resolution")),
+        Kind("dataset", "samples by global position", "mdmkit.data:Dataset", ("seed", "resolution"),
+             optional=("frames",)),
         Kind("metric", "numbers of drawn pictures, or of the network on the data", "mdmkit.evaluate:Metric",
              ("device",)),
         Kind("logger", "takes numbers and pictures of a run", "mdmkit.train.logs:Logger", ("run_dir",)),

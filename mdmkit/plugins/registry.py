@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -215,6 +216,11 @@ class Registry:
                 f"{type(error).__name__}: {error}"
             ) from error
         return found
+
+    def takes(self, use: Use, name: str, *, kind: str) -> bool:
+        """Whether a component's target takes an argument of its kind's optional context."""
+        entry = self.find(kind, use.pinned)
+        return entry.component.target is not None and name in inspect.signature(self.target(entry)).parameters
 
     def check_recipe(self, recipe: Recipe) -> list[tuple[Plugin, Problem | str]]:
         """What the plugins' own checks find; a text where a check itself fails (`broken` has it then)."""

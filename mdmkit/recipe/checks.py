@@ -26,7 +26,7 @@ from .shares import (
     levels_are_trained,
 )
 
-__all__ = ["cross_problems", "leads_away", "side", "uses"]
+__all__ = ["clip_frames", "cross_problems", "leads_away", "side", "uses"]
 
 
 def cross_problems(tables: Mapping[str, Any], *, allow_pipe: bool = False) -> list[Problem]:
@@ -45,6 +45,12 @@ def side(resolution: int | tuple[int, int]) -> tuple[int, int]:
     return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
+def clip_frames(level: Any) -> int:
+    """Frames of the clips of a level; 1 where it has pictures, grids of frames among them."""
+    settings = level.network.settings
+    return 1 if getattr(settings, "layout", None) == "grid" else getattr(settings, "frames", 1)
+
+
 def text_of(resolution: int | tuple[int, int]) -> str:
     h, w = side(resolution)
     return str(h) if h == w else f"[{h}, {w}]"
@@ -58,20 +64,33 @@ def levels_exist(model: Model) -> Iterator[Problem]:
 def levels_nest(model: Model) -> Iterator[Problem]:
     """Each level is a whole multiple of the one inside it along each axis, and its network fits there."""
     inner: tuple[int, int] | None = None
+    frames: int | None = None
     for r, level in enumerate(model.levels):
-        here = side(level.resolution)
-        found = [("resolution", text) for text in misfit(here, inner, r - 1)] if inner else []
+        here, count = side(level.resolution), clip_frames(level)
+        found: list[tuple[str, str]] = []
+        if inner is not None and frames is not None:
+            found += [("resolution", text) for text in misfit(here, inner, r - 1, count != frames)]
+            found += [("frames", text) for text in misfit_in_time(count, frames, r - 1)]
         check = getattr(level.network.settings, "level_problems", None)
         if not found and check is not None:
             found = check(resolution=here, inner=inner, index=r)
+            in_time = getattr(level.network.settings, "frame_problems", None)
+            if in_time is not None:
+                found = [*found, *in_time(inner=frames, index=r)]
         yield from (Problem(path, message).under(("model", "levels", r)) for path, message in found)
-        inner = here
+        inner, frames = here, count
 
 
-def misfit(here: tuple[int, int], inner: tuple[int, int], index: int) -> Iterator[str]:
+def misfit_in_time(here: int, inner: int, index: int) -> Iterator[str]:
+    """Why so many frames cannot stand around those of levels[index]."""
+    if here % inner:
+        yield f"{here} is no whole multiple of the {inner} of levels[{index}]"
+
+
+def misfit(here: tuple[int, int], inner: tuple[int, int], index: int, more_frames: bool) -> Iterator[str]:
     """Why a resolution cannot stand around the one inside it, that of levels[index]."""
     what, other = text_of(here), f"{text_of(inner)} of levels[{index}]"
-    if here == inner or here[0] < inner[0] or here[1] < inner[1]:
+    if (here == inner and not more_frames) or here[0] < inner[0] or here[1] < inner[1]:
         yield f"levels run from low resolution to high, but {what} follows {other}"
     elif here[0] % inner[0] or here[1] % inner[1]:
         yield f"{what} is no whole multiple of {other}"
@@ -151,12 +170,18 @@ def leads_away(sample: Sample) -> bool:
     return any(use.name not in (*BEHIND, "auto") for use in sample.guidance)
 
 
-def levels_that_join_are_averaged(sample: Sample, model: Model) -> Iterator[Problem]:
+def levels_that_join_are_averaged(sample: Sample, model: Model, diffusion: Diffusion) -> Iterator[Problem]:
     """An outer level joins by what its pooled picture says; where frames are picked it is another picture."""
-    if sample.outer_from is not None and any(
-        getattr(level.network.settings, "frames", 1) > 1 for level in model.levels
-    ):
+    if sample.outer_from is None:
+        return
+    settings = [level.network.settings for level in model.levels]
+    if any(getattr(one, "layout", None) == "grid" and one.frames > 1 for one in settings):
         yield Problem("sample.outer_from", "is for pictures, not for grids of frames; leave it out")
+    elif diffusion.frame_pooling == "pick" and any(clip_frames(level) > 1 for level in model.levels):
+        yield Problem(
+            "sample.outer_from",
+            "needs frames of inner levels that are averages, and diffusion.frame_pooling picks; leave it out",
+        )
 
 
 def core_and_text_agree(model: Model, text: Use | None) -> Iterator[Problem]:

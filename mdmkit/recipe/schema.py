@@ -41,7 +41,14 @@ class Diffusion:
     shift_power: float = opt(
         1.0, "p of the shift per level: logsnr_r = logsnr_0 - p ln(side_r / side_0)", ge=0.0
     )
-    shift_power_frames: float = opt(1.0, "the same for the ratio of frames: 1 averaged, 0 picked", ge=0.0)
+    shift_power_frames: float | None = opt(
+        None, "the same for the ratio of frames; 1 where averaged, 0 where picked, if not given", ge=0.0
+    )
+    frame_pooling: str = opt(
+        "average",
+        "a frame of an inner level: the average of several, or pick: the first of them",
+        choices=("average", "pick"),
+    )
     signal_scale: float = opt(1.0, "pictures are multiplied by it before noise is added", gt=0.0)
     signal_scale_power: float = opt(
         0.0, "p of another shift per level: signal_scale_r = signal_scale / (side_r / side_0)^p", ge=0.0

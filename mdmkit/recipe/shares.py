@@ -85,7 +85,7 @@ def by_source_reads_pictures(model: Model, train: Train, growth: Use) -> Iterato
     if train.levels.name != "by_source":
         return
     if any(getattr(level.network.settings, "frames", 1) > 1 for level in model.levels):
-        yield Problem("train.levels", "'by_source' is for pictures, not for grids of frames; take 'mixed'")
+        yield Problem("train.levels", "'by_source' is for pictures, not for frames; take 'mixed'")
     if growth.name != "none":
         yield Problem(
             "train.levels", "'by_source' needs all levels from the start on; take 'mixed', or growth 'none'"

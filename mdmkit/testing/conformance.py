@@ -26,6 +26,7 @@ BATTERIES: dict[str, Callable[[Subject], None]] = {
     "block": nets.block,
     "attention": nets.attention,
     "core": nets.core,
+    "temporal_layer": nets.temporal_layer,
     "shell": nets.shell,
     "text_encoder": nets.text_encoder,
     "sampler": sampling.sampler,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .subject import Subject, load
 
-__all__ = ["attention", "block", "core", "shell", "text_encoder"]
+__all__ = ["attention", "block", "core", "shell", "temporal_layer", "text_encoder"]
 
 EMB_DIM = 32
 NORM_GROUPS = 8
@@ -35,6 +35,31 @@ def block(it: Subject) -> None:
     got = it.attempt("forward(x, emb) from 32 to 64 channels", lambda: wider(x, emb))
     it.must(got.shape[1] == 64, f"gives {got.shape[1]} channels of 64")
     _builds_on_meta(it, it.build(in_channels=32, out_channels=64, **{**where, "device": "meta"}), wider)
+
+
+def temporal_layer(it: Subject) -> None:
+    """Starts as the identity for any frames; a clip does not see others; a picture is a still clip."""
+    where = {"channels": 32, "emb_dim": EMB_DIM, "device": "cpu", "dtype": torch.float64}
+    made = it.build(**where)
+    x, emb = _draw(2 * 4, 32, *SIZE), _draw(2, EMB_DIM, seed=1)
+    for frames, clips in ((4, 2), (1, 2), (8, 1)):
+        rows = x[: frames * clips]
+        out = it.attempt(f"forward(x, emb, {frames})", lambda: made(rows, emb[:clips], frames))  # noqa: B023
+        it.must(out.shape == rows.shape, f"gives {tuple(out.shape)} for {tuple(rows.shape)}")
+        off = _distance(out, rows)
+        it.must(off == 0, f"must start as the identity with {frames} frames, but is off by {off:.3g}")
+    _stir(made)
+    out = made(x, emb, 4)
+    _rows_alone(it, out, made(x[:4], emb[:1], 4))
+    changed = torch.cat([x[:1] + 1, x[1:]])
+    it.must(not torch.equal(made(changed, emb, 4)[1:4], out[1:4]), "a frame never sees another of its clip")
+    lone = made(x[:1], emb[:1], 1)
+    still = made(x[:1].repeat(4, 1, 1, 1), emb[:1], 4)
+    off = _distance(still, lone.expand_as(still))
+    it.must(off < 1e-9, f"says of a clip that stands still another thing than of its frame, by {off:.3g}")
+    made(x, emb, 4).square().mean().backward()
+    _has_gradients(it, made)
+    _builds_on_meta(it, it.build(**{**where, "device": "meta"}), made)
 
 
 def attention(it: Subject) -> None:

@@ -100,15 +100,15 @@ def check_registration(it: Subject) -> None:
 
 def _check_mirror(it: Subject, component: Component, target: Any) -> None:
     fields = {field.name: field for field in attrs.fields(component.settings)}
-    context = set(it.kind.context)
-    both = sorted(context & fields.keys())
+    context, optional = set(it.kind.context), set(it.kind.optional)
+    both = sorted((context | optional) & fields.keys())
     it.must(not both, f"settings overlap what the program gives a {component.kind}: {', '.join(both)}")
     parameters = _parameters(target, function=it.kind.function)
     for name in sorted(context - parameters.keys()):
         it.breaks(
             f"target {component.target} does not take {name!r}, which the program gives a {component.kind}"
         )
-    for name in (name for name in parameters if name not in context and name not in fields):
+    for name in (name for name in parameters if name not in context | optional | fields.keys()):
         it.breaks(f"target {component.target} takes {name!r}, which the settings lack")
     for name, field in fields.items():
         hint = "; a function's settings are its keyword-only arguments" if it.kind.function else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
 import tempfile
@@ -64,6 +65,31 @@ def dataset(it: Subject) -> None:
         tuple(source.resolution) == (height, width),
         f"resolution is {source.resolution}, not what was asked for",
     )
+
+
+    target = it.component.target
+    if target is not None and "frames" in inspect.signature(load(target)).parameters:
+        _clips(it, height, width)
+
+
+def _clips(it: Subject, height: int, width: int) -> None:
+    """Told `frames`, a dataset gives clips of so many, one frame among them, and they have a time."""
+    for frames in (1, 3):
+        source = it.build(seed=0, resolution=RESOLUTION, frames=frames)
+        sample = it.attempt(f"sample(2) of {frames} frames", lambda: source.sample(2))  # noqa: B023
+        it.must(
+            sample.image.dtype == np.uint8 and sample.image.shape == (frames, height, width, 3),
+            f"sample(2).image is {sample.image.dtype} {sample.image.shape}, expected uint8 "
+            f"{(frames, height, width, 3)} when it is told frames={frames}",
+        )
+        it.must(
+            sample.fps is None or sample.fps > 0, f"sample(2).fps is {sample.fps!r}, expected frames a second"
+        )
+        again = it.build(seed=0, resolution=RESOLUTION, frames=frames)
+        it.must(
+            _same(sample, it.attempt("sample(2) from a fresh dataset", lambda: again.sample(2))),  # noqa: B023
+            "sample(2) of a clip differs from a fresh dataset; it must be a function of (seed, position)",
+        )
 
 
 def _same(a: Any, b: Any) -> bool:

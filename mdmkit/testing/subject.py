@@ -44,7 +44,8 @@ class Subject:
         Of `context` it is given what its kind names, the author's own instead of the battery's.
         """
         changed = attrs.evolve(self.settings, **settings) if settings else self.settings
-        given = {name: value for name, value in context.items() if name in self.kind.context}
+        named = (*self.kind.context, *self.kind.optional)
+        given = {name: value for name, value in context.items() if name in named}
         return self.make(changed, {**given, **self.context})
 
     def breaks(self, message: str) -> NoReturn:

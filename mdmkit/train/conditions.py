@@ -46,11 +46,17 @@ def text_conditions(
 def micro_conditions(nest: nn.Module, batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """What the levels want to know: `scale` (smaller side), `height`, `width` of the original in pixels.
 
+    `fps` of clips, frames a second, is 0 where that is not known and for pictures; how many `frames` there
+    are the network sees itself.
+
     Raises:
         MdmkitError: a level wants something else.
     """
     wanted = {key for level in nest.levels for key in level.embedding.defaults}  # type: ignore[union-attr]
-    known = {"scale": batch.sizes.min(1).values, "height": batch.sizes[:, 0], "width": batch.sizes[:, 1]}
+    wanted.discard("frames")
+    fps = torch.zeros(len(batch)) if batch.fps is None else batch.fps
+    sizes = {"scale": batch.sizes.min(1).values, "height": batch.sizes[:, 0], "width": batch.sizes[:, 1]}
+    known = sizes | {"fps": fps}
     if unknown := sorted(wanted - known.keys()):
         raise MdmkitError(
             f"micro_conditioning: training knows no {unknown[0]!r} of a picture (known: {', '.join(known)})"

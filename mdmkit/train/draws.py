@@ -65,7 +65,7 @@ def numbered(
 
 def draw_noise(
     rows: Rows,
-    resolutions: Sequence[tuple[int, int]],
+    resolutions: Sequence[Sequence[int]],
     *,
     seed: int,
     step: int,
@@ -73,7 +73,7 @@ def draw_noise(
     dtype: torch.dtype = torch.float32,
     channels: int = 3,
 ) -> Pyramid:
-    """Standard normal noise for a micro-batch, independent by row and level: (B_r, channels, H_r, W_r)."""
+    """Standard normal noise of a micro-batch, independent by row and level: (B_r, C, [F_r,] H_r, W_r)."""
 
     def level(r: int) -> Tensor:
         shape = (channels, *resolutions[r])

@@ -87,8 +87,9 @@ class Parts:
     lr_schedule: Any
     resolution_sampler: Any
     time_sampler: Any
-    resolutions: tuple[tuple[int, int], ...]
+    resolutions: tuple[tuple[int, ...], ...]  # (height, width), of clips with frames in front
     frames: tuple[int, ...] | None = None  # of each level's pictures, where these are grids of frames
+    pick: bool = False  # the frames of inner levels are picked, and not averages
     by_size: BySize | None = None  # read instead of the dataset where rows stop at their picture's size
     weighting: nn.Module | None = None  # what a learned weighting learns; no part of the model
 
@@ -434,8 +435,14 @@ def forward(
     """The losses of one micro-batch, with all its draws, and the times of its rows."""
     pictures = batch.images.to(device, non_blocking=True).float() / 127.5 - 1
     sizes = parts.resolutions[: len(rows.per_level)]
-    x = pyramid(pictures, sizes, rows.per_level, frames=parts.frames)
-    eps = draw_noise(rows, parts.resolutions, seed=plan.seed, step=step, device=device)
+    if len(sizes[0]) == 3 and pictures.ndim == 4:  # a picture is a clip of one frame
+        pictures = pictures.unsqueeze(2)
+    elif len(sizes[0]) == 2 and pictures.ndim == 5 and parts.frames is None:
+        pictures = pictures.squeeze(2)
+    if len(sizes[0]) == 3 and pictures.shape[2] == 1:
+        sizes = tuple((1, *size[1:]) for size in sizes)
+    x = pyramid(pictures, sizes, rows.per_level, frames=parts.frames, pick=parts.pick)
+    eps = draw_noise(rows, sizes, seed=plan.seed, step=step, device=device)
     t = parts.time_sampler.draw(plan.seed, step, list(rows.places), plan.batch)
     given: dict[str, Any] = {}
     if getattr(parts.nest, "self_conditioning", False):

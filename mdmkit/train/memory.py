@@ -21,7 +21,7 @@ ADVICE = "raise train.accumulate, set model.use_checkpoint = true, or lower trai
 
 def training_memory(
     nest: NestedUNet,
-    resolutions: Sequence[tuple[int, int]],
+    resolutions: Sequence[Sequence[int]],
     rows: Sequence[int],
     *,
     tokens: int = 0,

@@ -103,7 +103,8 @@ def test_too_many_unreadable_pictures_in_a_row_stop_the_run(tmp_path: Path) -> N
         (("{recipe}", "--resume", "{tmp}"), 2,
          "run: expected a recipe, or --resume with a run folder (one of the two)"),
         (("--resume", "{tmp}", "--out", "{tmp}"), 2,
-         "run: --out and --resume exclude each other; a resumed run goes on in its own folder"),
+         "run: --out and --resume exclude each other; a resumed run goes on in its own folder, "
+         "or with --from-stage in another"),
         (("--resume", "{tmp}"), 2,
          "{tmp} holds no run (recipe.resolved.toml is missing); "
          "start one with: mdmkit run RECIPE --out {tmp}"),
@@ -111,8 +112,8 @@ def test_too_many_unreadable_pictures_in_a_row_stop_the_run(tmp_path: Path) -> N
         (("{recipe}", "--out", "{recipe}/run"), 2,
          "the run folder {recipe}/run cannot be written: [Errno 20] Not a directory: '{recipe}/run'"),
         (("{recipe}", "--out", "{tmp}/run", "--set", "train.accumulate=4", "--set", "train.batch=4"), 2,
-         "train.levels on 1 ranks, in 4 micro-batches: "
-         "batch=4 cannot give each of 2 levels with a share its rows; use >= 8"),
+         "{recipe}: train.batch: 4 rows in 4 micro-batches cannot give each of the 2 levels of train.levels a "
+         "row; use >= 8  [from --set train.batch=4]"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line_and_leaves_nothing(

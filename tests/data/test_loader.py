@@ -150,3 +150,37 @@ def test_pinned_batches():
     batch = next(batches(Noise(), [[1, 2]], pin_memory=True))
     assert batch.images.is_pinned()
     assert _equal(batch, next(batches(Noise(), [[1, 2]])))
+
+
+def clip(frames: int | None, *, fps: float | None = None, side: int = 4) -> Sample:
+    shape = (side, side, 3) if frames is None else (frames, side, side, 3)
+    image = np.arange(np.prod(shape), dtype=np.int64).reshape(shape).astype(np.uint8)
+    return Sample(image, "a clip", "k", (4, 4), fps=fps)
+
+
+@given(st.integers(1, 5), st.integers(1, 3))
+def test_clips_have_frames_behind_channels(frames, rows):
+    batch = collate([clip(frames, fps=8.0)] * rows, range(rows), (4, 4))
+    assert batch.images.shape == (rows, 3, frames, 4, 4)
+    assert np.array_equal(batch.images[0].permute(1, 2, 3, 0).numpy(), clip(frames).image)
+    assert batch.fps is not None
+    assert batch.fps.tolist() == [8.0] * rows
+    half = batch.rows(0, 1)
+    assert half.fps is not None
+    assert torch.equal(half.images, batch.images[:1])
+    assert len(half.fps) == 1
+
+
+def test_a_clip_without_a_rate_and_a_picture():
+    clips = collate([clip(2), clip(2, fps=5.0)], [0, 1], (4, 4))
+    assert clips.fps is not None
+    assert clips.fps.tolist() == [0.0, 5.0]
+    assert collate([clip(None)], [0], (4, 4)).fps is None
+
+
+@pytest.mark.parametrize(
+    "others", [[clip(2), clip(3)], [clip(None), clip(2)], [clip(2), clip(None)], [clip(2, side=5)]]
+)
+def test_a_batch_is_of_one_shape(others):
+    with pytest.raises(ValueError, match=r"k: expected a uint8 image of shape \(.*4, 4, 3\), got uint8"):
+        collate(others, range(len(others)), (4, 4))

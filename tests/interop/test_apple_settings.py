@@ -197,6 +197,11 @@ DIFFERENT: dict[str, tuple[list[dict[str, Any]], int | None, str]] = {
         40,
         "model.levels[0].pooled_text: false; the released networks cannot read text without it",
     ),
+    "extra_blocks": (
+        [core(extra_blocks=(0, 1)), shell()],
+        40,
+        "model.levels[0].extra_blocks: [0, 1]; the released networks have none",
+    ),
     "self_conditioning": (
         [core(), shell(self_conditioning=True)],
         40,

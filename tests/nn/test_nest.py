@@ -295,7 +295,7 @@ UNBUILDABLE = {
     ),
     "stride": (
         {"channels": (32, 64), "strides": ((2, 2, 2),)},
-        "one number or [height, width], got [2, 2, 2]",
+        "expected frames that the strides divide, a multiple of 2, got 1",
     ),
     "no stage": ({"channels": ()}, "expected at least one stage in channels, got none"),
     "no block": ({"channels": (32,), "blocks": 0}, "expected at least one residual block a stage, got [0]"),

@@ -120,4 +120,4 @@ def test_a_level_of_no_weight_may_do_without_rows() -> None:
 def test_rows_stop_at_the_size_of_pictures_not_of_grids_of_frames() -> None:
     text = FRAMES.replace('{ use = "mixed", shares = [0.5, 0.5] }', '"by_source"')
     (line,) = said(text)
-    assert line.endswith(": train.levels: 'by_source' is for pictures, not for grids of frames; take 'mixed'")
+    assert line.endswith(": train.levels: 'by_source' is for pictures, not for frames; take 'mixed'")

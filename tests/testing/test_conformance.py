@@ -45,6 +45,41 @@ def shards(folder: Path) -> Path:
     return folder
 
 
+def videos(folder: Path) -> Path:
+    """Three videos with captions beside them."""
+    pytest.importorskip("av")
+    from mdmkit.evaluate.clips import save_mp4
+
+    for i in range(3):
+        clip = np.random.default_rng(i).integers(0, 256, (6, 20 + 2 * i, 30, 3), np.uint8)
+        save_mp4(folder / f"{i}.mp4", clip, fps=8)
+        (folder / f"{i}.txt").write_text(f"video {i}")
+    return folder
+
+
+def video_shards(folder: Path) -> Path:
+    """The same videos as a shard."""
+    import tarfile
+
+    source = folder / "videos"
+    source.mkdir()
+    with tarfile.open(folder / "part-000000.tar", "w") as tar:
+        for path in sorted(videos(source).iterdir()):
+            tar.add(path, path.name)
+    return folder
+
+
+def frames(folder: Path) -> Path:
+    """Two folders of five frames."""
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / f"{name}.txt").write_text(name)
+        for i in range(5):
+            pixels = np.random.default_rng(i).integers(0, 256, (20, 30, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:03d}.png")
+    return folder
+
+
 def tiny_t5(folder: Path) -> Path:
     """A T5 encoder of random weights with a tokenizer of letters."""
     from mdmkit import torchvision_ops
@@ -105,6 +140,12 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
         "urls": str(shards(folder) / "part-{000000..000001}.tar"),
         "cache": str(folder / "cache"),
     },
+    "dataset/video_folder": lambda folder: {"path": str(videos(folder))},
+    "dataset/frames_folder": lambda folder: {"path": str(frames(folder)), "source_fps": 8.0},
+    "dataset/webdataset_video": lambda folder: {
+        "urls": str(video_shards(folder)),
+        "cache": str(folder / "cache"),
+    },
     "resolution_sampler/fixed": lambda folder: {"level": 1},
     "resolution_sampler/mixed": lambda folder: {"shares": (0.5, 0.25, 0.25)},
     "resolution_sampler/stochastic": lambda folder: {"probabilities": (0.5, 0.25, 0.25)},
@@ -121,6 +162,7 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "growth/net2wider": lambda folder: {
         "stages": staged("WideStage", {"narrower": 4}, {"narrower": (2, 4)}, {})
     },
+    "growth/temporal": lambda folder: {"stages": staged("TimeStage", {"clips": False}, {}, {"freeze": 2})},
     "growth/deepen": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
     "growth/stack": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
     "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},

@@ -54,7 +54,7 @@ class Case:
             for pyramid in (self.x, self.eps)
         )
         moved = first(self.told, place)
-        return self.objective(x, eps, **moved)
+        return self.objective(x, eps, **moved).trained
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         named = dict(self.nest.named_parameters())
