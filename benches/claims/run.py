@@ -180,7 +180,7 @@ def main() -> None:
     arms = list(dict.fromkeys(arm for name in asked for arm in CLAIMS.get(name, (name,))))
     words = WORK / "words.safetensors"
     if not words.exists():
-        print(json.dumps({"extractor": make(HERE / "nest2.toml", words)}), flush=True)
+        print(json.dumps({"extractor": make(HERE / "nest2.toml", words, steps=600, seed=0)}), flush=True)
     wanted = training_flops(recipes_of("nest2", 0, registry)[0], registry)
     facts = {**about("claims"), "threads": options.threads}
     for seed in options.seeds:
