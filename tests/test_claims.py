@@ -58,7 +58,8 @@ def test_compute_is_counted_row_by_row(bench: Any, registry: Registry) -> None:
     first = "{ levels = 1, steps = 5, batch = 8 }"
     last = "{ levels = 2, steps = 2, batch = 4, shares = [0.75, 0.25] }"
     stages = f"stages = [{first}, {last}]"
-    lines = [line for line in tiny.RECIPE.splitlines() if not line.startswith(("steps = 12", "batch = 8", "levels ="))]
+    elsewhere = ("steps = 12", "batch = 8", "levels =")
+    lines = [line for line in tiny.RECIPE.splitlines() if not line.startswith(elsewhere)]
     grown = loads("\n".join([*lines, "[growth]", 'use = "staged"', stages]), registry=registry)
     assert compute.training_flops(grown, registry) == 3 * (5 * 8 * core + 2 * (4 * core + shell))
 

@@ -31,6 +31,7 @@ MEASURES = (
 WHAT = {
     "plain": "plain U-Net at 32",
     "nest2": "nest 16 -> 32, mixed batches",
+    "nest2_lr": "as nest2, learning rate raised half-way",
     "nest2_full": "nest 16 -> 32, full batches",
     "nest3": "nest 8 -> 16 -> 32, mixed batches",
     "cascade": "16, then 16 -> 32, trained apart",
@@ -46,7 +47,8 @@ BETTER = (
     ("a", "the same, without mixed batches", "nest2_full", "plain"),
     ("b", "a nest is better than a cascade", "nest2", "cascade"),
     ("c", "grown is better than all at once", "grow50", "nest2"),
-    ("c", "the same, with the learning rate raised at growth", "grow50_lr", "nest2"),
+    ("c", "the same, the learning rate of both raised half-way", "grow50_lr", "nest2_lr"),
+    ("c", "raising it half-way is better than not", "nest2_lr", "nest2"),
     ("d", "two levels are better than one", "nest2", "plain"),
     ("d", "three levels are better than two", "nest3", "nest2"),
     ("e", "25 % at low resolution is better than none", "grow25", "nest2"),

@@ -96,6 +96,8 @@ class Fidelity:
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
         """Features (B, D) of pictures as 8 bits show them."""
+        if pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise ValueError(f"expected pictures (B, 3, H, W), got {tuple(pictures.shape)}")
         shown = ((pictures.detach().float().to(self.device) + 1) * 127.5).round().clamp(0, 255)
         return self.extractor(shown.to(torch.uint8))[0].cpu()
 

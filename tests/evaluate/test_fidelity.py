@@ -232,6 +232,8 @@ def test_nothing_to_compare_is_said(learned: tuple[Path, dict[str, float]]) -> N
 
     metric = Fidelity(weights=str(learned[0]))
     metric.update(torch.zeros(3, 3, 16, 16), [""] * 3)
+    with pytest.raises(ValueError, match=r"expected pictures \(B, 3, H, W\), got \(3, 3, 2, 16, 16\)"):
+        metric.beside(torch.zeros(3, 3, 2, 16, 16))
     with pytest.raises(ValueError, match="at least 2 drawn pictures and 2 of the data, got 3 and 0"):
         metric.result()
 
