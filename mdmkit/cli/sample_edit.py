@@ -112,8 +112,8 @@ class Sources:
         return between(ends, weights(count))
 
     def windows(
-        self, trained: Sequence[tuple[int, int]], recipe: Recipe
-    ) -> tuple[Sequence[tuple[int, int]], Windows | None]:
+        self, trained: Sequence[tuple[int, ...]], recipe: Recipe
+    ) -> tuple[Sequence[tuple[int, ...]], Windows | None]:
         """The resolutions to draw, and windows of the trained ones. WrongInput where they do not fit."""
         from mdmkit.sampling.windows import Windows
 
@@ -135,7 +135,7 @@ class Sources:
         return sizes, Windows(tuple(trained))
 
     def pictures(
-        self, resolutions: Sequence[tuple[int, int]], recipe: Recipe
+        self, resolutions: Sequence[tuple[int, ...]], recipe: Recipe
     ) -> tuple[Start | None, Known | None]:
         """What is begun with, and what is known. WrongInput where a picture is not one or does not fit."""
         from mdmkit import assemble

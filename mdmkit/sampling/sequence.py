@@ -31,7 +31,7 @@ class Link:
 def draw_in_sequence(
     models: Sequence[Link],
     *,
-    resolutions: Sequence[tuple[int, int]],
+    resolutions: Sequence[tuple[int, ...]],
     captions: Sequence[str] = (),
     conditions: Callable[[Link], Conditions] | None = None,
     known: Known | None = None,
