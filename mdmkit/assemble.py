@@ -169,7 +169,13 @@ def diffusion(recipe: Recipe, registry: Registry) -> Diffusion:
         shift_power_frames=frames_power(recipe),
     )
     scales = signal_scales(resolutions(recipe), scale=said.signal_scale, power=said.signal_scale_power)
-    return Diffusion(schedules=schedules, prediction=said.prediction, scales=scales)
+    return Diffusion(
+        schedules=schedules,
+        prediction=said.prediction,
+        scales=scales,
+        given=said.given,
+        given_noise=said.given_noise,
+    )
 
 
 def frames_power(recipe: Recipe) -> float:

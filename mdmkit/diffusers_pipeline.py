@@ -79,8 +79,8 @@ class NestedUNetModel(ModelMixin, ConfigMixin):
     """A nest as a model of diffusers, under our parameter names.
 
     `model` is the recipe's table, `cond_dim` the width of the text features (None: it reads none),
-    `precision` that of the network where the device is made for it. `lift` as of `NestedUNet`, which is called
-    in the same way.
+    `precision` that of the network where the device is made for it. `lift` as of `NestedUNet`; called as
+    that is.
     """
 
     @register_to_config

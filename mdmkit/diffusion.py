@@ -47,11 +47,18 @@ class Diffusion:
     `scales`: what the pictures of each level are multiplied by to be the x_r of the process (`scaled`), and
     divided by again to be seen (`pictures`); all 1 where not given. It is the other way to shift a level's
     noise: *On the Importance of Noise Scheduling for Diffusion Models*, arXiv 2301.10972, section 2.2.
+
+    `given`: so many inner levels are no part of what is denoised, but what the network is told of the rest:
+    at every time it sees them with the little noise `given_noise`, sqrt(1 - s^2) x_r + s eps_r, so that it
+    does not take what another model drew for more than it is. *Cascaded Diffusion Models*, arXiv 2106.15282,
+    section 4.2, with one strength that the network needs not be told.
     """
 
     schedules: tuple[NoiseSchedule, ...] = attrs.field(converter=tuple)
     prediction: str = "v"
     scales: tuple[float, ...] | None = None
+    given: int = 0
+    given_noise: float = 0.1
 
     def __attrs_post_init__(self) -> None:
         if self.scales is not None and (len(self.scales) != len(self.schedules) or min(self.scales) <= 0):
@@ -60,6 +67,11 @@ class Diffusion:
             )
         if not self.schedules:
             raise ValueError("expected one schedule a level, got none")
+        if not 0 <= self.given < len(self.schedules) or not 0 <= self.given_noise < 1:
+            raise ValueError(
+                f"expected 0 <= given < {len(self.schedules)} levels and 0 <= given_noise < 1, got "
+                f"{self.given} and {self.given_noise}"
+            )
         if self.prediction not in SPACES:
             raise ValueError(f"unknown prediction {self.prediction!r}; expected one of {', '.join(SPACES)}")
 
@@ -95,11 +107,12 @@ class Diffusion:
         """x0 of predictions at z, at these (alpha, sigma), cut to the range of pictures.
 
         What a network with self-conditioning is shown of its own: *Analog Bits*, arXiv 2208.04202, section 3,
-        where it is not cut; cut, it is bounded also where alpha is nearly 0 and the prediction is eps.
+        where it is not cut; cut, it is bounded also where alpha is nearly 0 and the prediction is eps. Of a
+        given level it is what is seen there.
         """
         found = tuple(
-            to_x0(value.to(noisy.dtype), noisy, alpha, sigma, self.prediction)
-            for value, noisy, (alpha, sigma) in zip(said, z, scales, strict=True)
+            noisy if level < self.given else to_x0(value.to(noisy.dtype), noisy, *scale, self.prediction)
+            for level, (value, noisy, scale) in enumerate(zip(said, z, scales, strict=True))
         )
         return tuple(x0.clamp(-scale, scale) for x0, scale in self.by_level(found))
 
@@ -127,9 +140,16 @@ class Diffusion:
         """The noisy pyramid of `x0` at times `t (B,)`; level r has the batch's first `len(x0[r])` rows."""
         noisy = []
         for level, (clean, noise) in enumerate(zip(x0, eps, strict=True)):
+            if level < self.given:
+                noisy.append(self.shown(clean, noise))
+                continue
             alpha, sigma = self.alpha_sigma(t, level, like=clean)
             noisy.append(mixed(clean, noise, alpha, sigma))
         return tuple(noisy)
+
+    def shown(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """What a network sees of a level that is given, at every time."""
+        return mixed(x0, eps, math.sqrt(1 - self.given_noise**2), self.given_noise)
 
 
 def signal_scales(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "Cascade",
     "Deepen",
     "FadeIn",
     "FreezeThenThaw",
@@ -29,6 +30,7 @@ __all__ = [
     "Staged",
     "Temporal",
     "Watch",
+    "apart",
     "as_pictures",
     "new_levels",
     "ramp",
@@ -145,6 +147,11 @@ def new_levels(stages: Sequence[Stage], index: int) -> range:
     return range(stages[index - 1].levels, stages[index].levels) if index else range(0)
 
 
+def apart(growth: Growth) -> bool:
+    """Whether each stage of a strategy is a model of its own, which is given what the one before draws."""
+    return getattr(growth, "apart", False)
+
+
 def ramp(step: int, steps: int) -> float:
     """How far something new is faded in at a step of its stage: 0 at the first, 1 from `steps` on."""
     return min(1.0, step / steps) if steps else 1.0
@@ -154,7 +161,8 @@ def ramp(step: int, steps: int) -> float:
 class Growth(Protocol):
     """How a network grows.
 
-    preserves: right after growth every level that was there predicts exactly what it did.
+    preserves: right after growth every level that was there predicts exactly what it did. A strategy may also
+    say `apart` = True: nothing is carried, and each stage is given the levels of the stage before.
     """
 
     preserves: ClassVar[bool]
@@ -394,3 +402,31 @@ class Temporal(Staged):
     def network(self, settings: Any, stage: int, level: int) -> Any:
         """In a stage of pictures, the settings without time."""
         return settings if self.stages[stage].clips else as_pictures(settings)
+
+
+@attrs.frozen
+class Cascade(Staged):
+    """Separate models in sequence: each is given the levels of those before it, and learns what it adds.
+
+    Nothing is carried over: a stage trains a fresh network, to which the levels of the stages before are
+    shown with a little noise (`mdmkit.diffusion.Diffusion.given`). Drawn one after another, each is given
+    what those before it have drawn. Source: Ho et al. 2022 (2106.15282).
+    """
+
+    preserves: ClassVar[bool] = False
+    apart: ClassVar[bool] = True
+
+    def __attrs_post_init__(self) -> None:
+        Staged.__attrs_post_init__(self)
+        for i in range(1, len(self.stages)):
+            if not new_levels(self.stages, i):
+                raise ValueError(
+                    f"expected stages[{i}] to add a level to the {self.stages[i].levels} before it, as it is "
+                    "a model that draws what it adds"
+                )
+
+    def carry(
+        self, old: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], *, moment: int = 0
+    ) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}

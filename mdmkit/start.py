@@ -164,6 +164,8 @@ def differences(theirs: Recipe, ours: Recipe, shared: int) -> Iterator[tuple[str
     for name in ("schedule", "prediction"):
         said = [plain(getattr(recipe.diffusion, name)) for recipe in (theirs, ours)]
         yield from unlike(f"diffusion.{name}", *said)
+    for name in ("given", "given_noise") if theirs.diffusion.given or ours.diffusion.given else ():
+        yield from unlike(f"diffusion.{name}", *(getattr(one.diffusion, name) for one in (theirs, ours)))
     if shared > 1:  # the core is never shifted
         yield from unlike(
             "diffusion.shift_power", theirs.diffusion.shift_power, ours.diffusion.shift_power

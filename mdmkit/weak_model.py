@@ -106,6 +106,8 @@ def differences(theirs: Recipe, ours: Recipe, registry: Registry) -> Iterator[tu
     frames = [(assemble.frames(recipe) or (1,) * shared)[:shared] for recipe in (theirs, ours)]
     if frames[0] != frames[1]:
         yield "frames", list(frames[0]), list(frames[1])
+    for name in ("given", "given_noise") if theirs.diffusion.given or ours.diffusion.given else ():
+        yield from unlike(f"diffusion.{name}", *(getattr(one.diffusion, name) for one in (theirs, ours)))
     if theirs.text is not None and ours.text is None:
         yield "text", plain(theirs.text), "none"
     if assemble.draws_clips(ours):

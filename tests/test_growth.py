@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdmkit.growth import (
+    Cascade,
     Deepen,
     FadeIn,
     FreezeThenThaw,
@@ -23,6 +24,7 @@ from mdmkit.growth import (
     Stage,
     Staged,
     Watch,
+    apart,
     new_levels,
     ramp,
 )
@@ -62,6 +64,17 @@ def test_stages_bring_each_level_once(strategy: type, counts: list[int]):
 @pytest.mark.parametrize("strategy", STAGED)
 def test_who_preserves_says_so(strategy: type):
     assert strategy.preserves is (strategy is not Stack)
+    assert not apart(strategy([Stage(levels=1)], levels=1))
+
+
+def test_a_cascade_carries_nothing_and_each_stage_adds_levels():
+    made = Cascade([Stage(levels=1), Stage(levels=3)], levels=3)
+    assert isinstance(made, Growth)
+    assert apart(made)
+    assert not made.preserves
+    assert made.carry({"levels.0.x": torch.ones(2)}, {"levels.0.x": (2,)}) == {}
+    with pytest.raises(ValueError, match=r"expected stages\[1\] to add a level to the 2 before it"):
+        Cascade([Stage(levels=2), Stage(levels=2), Stage(levels=3)], levels=3)
 
 
 @pytest.mark.parametrize("strategy", STAGED)

@@ -42,7 +42,8 @@ LEVELS = {
 }
 BESIDE = {"recipe", "plugins", "builtin", "testing"}  # they name components by string only
 # they see both sides
-ABOVE = {"assemble", "model_folder", "diffusers_pipeline", "start", "weak_model", "cli", "__main__"}
+ABOVE = {"assemble", "model_folder", "diffusers_pipeline", "start", "weak_model", "cascade", "cli"}
+ABOVE |= {"__main__"}
 NOT_IN_COMPONENTS = {"pluggy", "cattrs", "tomli", "tomli_w", "typer"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import attrs
@@ -294,6 +295,24 @@ class Temporal:
             yield last, "the last stage has the recipe's clips; leave it out"
 
 
+@attrs.frozen
+class Cascade:
+    """Separate models in sequence, each given the levels of those before it: the control; not preserving."""
+
+    stages: tuple[Stage, ...] = opt(help="one after the other, each a model that draws the levels it adds")
+
+    def problems(self) -> Found:
+        """What does not fit among these settings."""
+        yield from stage_problems(self.stages)
+        for i, (before, stage) in enumerate(pairwise(self.stages), start=1):
+            if stage.levels == before.levels:
+                yield (
+                    f"stages[{i}].levels",
+                    f"adds no level to the {before.levels} before it, and a model of a cascade draws what it "
+                    "adds; leave the stage out",
+                )
+
+
 COMPONENTS: list[Component] = [
     Component("growth", "none", NoGrowth, "mdmkit.growth:NoGrowth"),
     Component("growth", "staged", Staged, "mdmkit.growth:Staged"),
@@ -303,4 +322,5 @@ COMPONENTS: list[Component] = [
     Component("growth", "deepen", Deepen, "mdmkit.growth:Deepen"),
     Component("growth", "stack", Stack, "mdmkit.growth:Stack"),
     Component("growth", "temporal", Temporal, "mdmkit.growth:Temporal"),
+    Component("growth", "cascade", Cascade, "mdmkit.growth:Cascade"),
 ]

@@ -9,7 +9,15 @@ from mdmkit.recipe.options import opt
 
 from .shapes import COLOURS, SHAPES, SIZES, TEXTURES
 
-__all__ = ["COMPONENTS", "FramesFolder", "MovingShapes", "VideoFolder", "WebDatasetVideo"]
+__all__ = [
+    "COMPONENTS",
+    "FramesFolder",
+    "MotionAccuracy",
+    "MovingShapes",
+    "TemporalConsistency",
+    "VideoFolder",
+    "WebDatasetVideo",
+]
 
 DIRECTIONS = ("left", "right", "up", "down", "up left", "up right", "down left", "down right")
 MOTIONS = (*DIRECTIONS, "grow", "shrink", "clockwise", "anticlockwise", "still", "bounce", "stop")
@@ -130,9 +138,30 @@ class WebDatasetVideo:
     max_bad: int = opt(100, "stop after so many unreadable samples in a row", ge=1)
 
 
+@attrs.frozen
+class MotionAccuracy:
+    """Shares of moving_shapes prompts with objects, motions, order right, beside the checker's own."""
+
+    true_clips: int = opt(64, "captions whose true clip is read too, for the checker's own accuracy", ge=0)
+
+
+@attrs.frozen
+class TemporalConsistency:
+    """Warping error of clips of moving_shapes with the motion read off them, beside that of true clips."""
+
+    true_clips: int = opt(64, "captions whose true clip is measured too", ge=0)
+
+
 COMPONENTS: list[Component] = [
     Component("dataset", "moving_shapes", MovingShapes, "mdmkit.data.moving_shapes:MovingShapes"),
     Component("dataset", "video_folder", VideoFolder, "mdmkit.data.clips:VideoFolder"),
     Component("dataset", "frames_folder", FramesFolder, "mdmkit.data.clips:FramesFolder"),
     Component("dataset", "webdataset_video", WebDatasetVideo, "mdmkit.data.clips:WebDatasetVideo"),
+    Component("metric", "motion_accuracy", MotionAccuracy, "mdmkit.evaluate.motion_accuracy:MotionAccuracy"),
+    Component(
+        "metric",
+        "temporal_consistency",
+        TemporalConsistency,
+        "mdmkit.evaluate.temporal_consistency:TemporalConsistency",
+    ),
 ]

@@ -39,7 +39,7 @@ def command(
     allow_pipe: AllowPipe = False,
 ) -> None:
     """Measure pictures drawn for captions of the recipe's data, or the model on data; numbers by name."""
-    from mdmkit import assemble
+    from mdmkit import assemble, cascade
     from mdmkit.model_folder import load
     from mdmkit.recipe import load as load_recipe
     from mdmkit.train.folder import RESOLVED, one_line_disk_errors
@@ -74,7 +74,12 @@ def command(
             raise WrongInput(
                 "evaluate: text features are packed and text.encoder names no encoder for captions"
             )
-        results = measure(recipe, registry, metrics, nest, text, dataset, device)
+        inner = (
+            cascade.beside(folder, recipe, registry, device=device, text=text, weights=weights)
+            if any(map(draws, metrics.values()))
+            else []
+        )
+        results = measure(recipe, registry, metrics, nest, text, dataset, device, inner=inner)
         if out is not None:
             save_metrics(out, results)
     print(said(results))

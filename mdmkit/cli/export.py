@@ -127,6 +127,12 @@ def inner(recipe: Recipe, registry: Registry, levels: int) -> Recipe:
     most = len(recipe.model.levels)
     if levels > most:
         raise WrongInput(f"export --levels: expected 1 to {most}, got {levels}: the model has no more")
+    if levels <= recipe.diffusion.given:
+        raise WrongInput(
+            f"export --levels: expected {recipe.diffusion.given + 1} to {most}, got {levels}: the levels "
+            "inside are given to this model, which cannot draw them; export the last checkpoint of the stage "
+            "that does"
+        )
     if levels == most:
         return recipe
     train, diffusion = recipe.train, recipe.diffusion

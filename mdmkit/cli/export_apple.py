@@ -68,8 +68,11 @@ def released_settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
         if found := difference(levels, assemble.cond_dim(recipe)):
             raise ValueError(found)
         said = recipe.diffusion
+        if said.given:
+            raise ValueError(f"diffusion.given: {said.given}; a released nest draws all its levels")
         process = {f.name: getattr(said, f.name) for f in attrs.fields(type(said)) if f.name not in LOSS}
         process["schedule"] = (said.schedule.name, attrs.asdict(said.schedule.settings))
+        del process["given"], process["given_noise"]
         del process["shift_power_frames"]  # the levels of a released network have their frames in a grid
         limits = recipe.sample.threshold
         if isinstance(limits, tuple) and len(set(limits)) == 1:

@@ -52,6 +52,11 @@ def write(out: Path, source: Exported) -> None:
     from mdmkit.train.state import sync
 
     recipe = source.recipe
+    if recipe.diffusion.given:
+        raise WrongInput(
+            f"a pipeline draws all its levels, and this model is given {recipe.diffusion.given} of them "
+            "(diffusion.given); export it as safetensors"
+        )
     text = prompted(recipe)
     process = {key: value for key, value in table(recipe.diffusion).items() if key not in TRAINING}
     drawn = {key: value for key, value in table(recipe.sample).items() if key not in ELSEWHERE}

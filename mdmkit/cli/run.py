@@ -231,10 +231,10 @@ def work(
     """Train stage by stage, draw, measure, report; hooks see it begin and end."""
     import torch
 
-    from mdmkit import assemble
+    from mdmkit import assemble, cascade
     from mdmkit.train.logs import JSONLines, cut_back
 
-    from .run_pictures import draws, grids, measure, reads_prompts, said, save_metrics
+    from .run_pictures import draws, grids, lacks_inner, measure, reads_prompts, said, save_metrics
 
     info = RunInfo(folder=folder, recipe=recipe, seed=recipe.run.seed)
     checkpoint = stage.resume
@@ -266,7 +266,10 @@ def work(
             while not stage.plan.phase.last:
                 if ranks.is_main:
                     with ema.swap():
-                        grids(stage.recipe, registry, stage.parts, folder, told.step, told, device)
+                        grids(
+                            stage.recipe, registry, stage.parts, folder, told.step, told, device,
+                            stage=stage.index,
+                        )  # fmt: skip
                 ranks.barrier()
                 del stage, ema  # the next stage is a network of its own
                 stage = grown(recipe, registry, folder, device=device)
@@ -278,15 +281,23 @@ def work(
         if ranks.is_main:
             from mdmkit.evaluate.report import write_report
 
-            parts = stage.parts
+            parts, index = stage.parts, stage.index
+            # the whole recipe, as the model of the last stage has it: it may be given levels
+            recipe = attrs.evolve(recipe, diffusion=stage.recipe.diffusion)
             with ema.swap():
-                grids(recipe, registry, parts, folder, told.step, told, device)
+                grids(recipe, registry, parts, folder, told.step, told, device, stage=index)
                 metrics = assemble.metrics(recipe, registry, device=device)
-                if not reads_prompts(parts.text):  # nothing can be drawn, as the log says
+                if not reads_prompts(parts.text) or lacks_inner(recipe, index):  # as the log says
                     metrics = {name: metric for name, metric in metrics.items() if not draws(metric)}
                 if metrics:
+                    checkpoints = folder / "checkpoints"
+                    inner = (
+                        cascade.before(checkpoints, index, recipe, registry, device=device, text=parts.text)
+                        if any(map(draws, metrics.values()))
+                        else []
+                    )
                     results = measure(
-                        recipe, registry, metrics, parts.nest, parts.text, parts.dataset, device
+                        recipe, registry, metrics, parts.nest, parts.text, parts.dataset, device, inner=inner
                     )
                     save_metrics(folder / "metrics.json", results)
                     print(said(results), file=sys.stderr)

@@ -16,19 +16,39 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
     from mdmkit.sampling.draw import Drawing
+    from mdmkit.sampling.sequence import Link
 
     from .run_told import Told
 
-__all__ = ["captions_of", "drawn", "draws", "grids", "measure", "reads_prompts", "said", "save_metrics"]
+__all__ = [
+    "captions_of",
+    "drawn",
+    "draws",
+    "grids",
+    "lacks_inner",
+    "measure",
+    "reads_prompts",
+    "said",
+    "save_metrics",
+]
 
 
 def grids(
-    recipe: Recipe, registry: Registry, parts: Any, folder: Path, step: int, told: Told, device: torch.device
+    recipe: Recipe,
+    registry: Registry,
+    parts: Any,
+    folder: Path,
+    step: int,
+    told: Told,
+    device: torch.device,
+    *,
+    stage: int = 0,
 ) -> None:
     """Draw the recipe's prompts with the weights as they are now: one labelled grid a level.
 
     Of clips a contact sheet, their frames side by side.
     """
+    from mdmkit import cascade
     from mdmkit.evaluate.clips import contact_sheet
     from mdmkit.evaluate.grid import grid, grid_path, save_image
 
@@ -38,7 +58,14 @@ def grids(
         )
         told.event(step, "not_sampled", {"cause": "cached text features without an encoder for prompts"})
         return
+    if lacks_inner(recipe, stage):
+        told.once("no_grid", "no pictures are drawn: levels are given (diffusion.given), by no model here")
+        told.event(step, "not_sampled", {"cause": "given levels that no model of this run draws"})
+        return
     captions = list(recipe.sample.prompts) or captions_of(parts.dataset, recipe.sample.count)
+    inner = cascade.before(
+        folder / "checkpoints", stage, recipe, registry, device=device, text=parts.text
+    )
     pyramids = drawn(
         recipe,
         registry,
@@ -48,6 +75,7 @@ def grids(
         device,
         seed=recipe.sample.seed,
         batch=recipe.sample.batch,
+        inner=inner,
     )
     for level, size in enumerate(parts.resolutions):
         page = grid if len(size) == 2 else contact_sheet
@@ -65,10 +93,13 @@ def measure(
     text: Any,
     dataset: Any,
     device: torch.device,
+    *,
+    inner: Sequence[Link] = (),
 ) -> dict[str, Any]:
     """What metrics say of pictures drawn for the data's captions, or of the network, by "metric.name".
 
-    The pictures drawn are others than those of the grids: their seeds lie a million further on.
+    The pictures drawn are others than those of the grids: their seeds lie a million further on. `inner`: the
+    models that draw the levels that this one is given.
 
     Raises:
         MdmkitError: a component refuses, as an encoder a caption, or a metric all of them.
@@ -84,7 +115,7 @@ def measure(
     seed, batch = recipe.sample.seed + 1_000_000, max(recipe.sample.batch, 64)
     for first in range(0, len(captions), batch):  # not all pictures at once: there may be thousands
         part = list(captions[first : first + batch])
-        told = {"seed": seed + first, "batch": batch, "drawing": drawing}
+        told = {"seed": seed + first, "batch": batch, "drawing": drawing, "inner": inner}
         pyramids = drawn(recipe, registry, nest, text, part, device, **told)
         top = torch.stack([pyramid[-1] for pyramid in pyramids])
         for metric in shown:
@@ -133,6 +164,12 @@ def examine(
 
     from .data_pictures import data_pictures
 
+    if recipe.diffusion.given:
+        raise MdmkitError(
+            f"evaluate: the model is given {recipe.diffusion.given} of its levels (diffusion.given), and can "
+            "be looked at as one that draws them all no more; measure pictures that it draws"
+        )
+
     diffusion, training = assemble.diffusion(recipe, registry), nest.training
     nest.eval()
     try:
@@ -180,23 +217,25 @@ def drawn(
     seed: int,
     batch: int,
     drawing: Drawing | None = None,
+    inner: Sequence[Link] = (),
 ) -> list[tuple[torch.Tensor, ...]]:
     """Pyramids of pictures for captions, in the precision of the training, as the recipe or `drawing` says.
+
+    `inner`: the models that draw the levels that this one is given.
 
     Raises:
         MdmkitError: a component refuses, as an encoder a caption.
     """
     from mdmkit import assemble
-    from mdmkit.sampling.draw import draw
+    from mdmkit.sampling.sequence import Link, draw_in_sequence
     from mdmkit.train.parallel import autocast
 
     try:
         with autocast(recipe.run.precision, device):
-            return draw(
-                nest,
-                text,
-                assemble.diffusion(recipe, registry),
-                drawing or assemble.drawing(recipe, registry, device=device),
+            how = drawing or assemble.drawing(recipe, registry, device=device)
+            model = Link(nest, text, assemble.diffusion(recipe, registry), how)
+            return draw_in_sequence(
+                [*inner, model],
                 resolutions=assemble.resolutions(recipe),
                 captions=captions,
                 negative=recipe.sample.negative_prompt,
@@ -206,6 +245,11 @@ def drawn(
             )
     except ValueError as error:
         raise MdmkitError(f"sample: {error}") from error
+
+
+def lacks_inner(recipe: Recipe, stage: int) -> bool:
+    """Whether a model of the first stage, which no other draws for, is given levels."""
+    return stage == 0 and recipe.diffusion.given > 0
 
 
 def captions_of(dataset: Any, count: int) -> list[str]:

@@ -102,7 +102,7 @@ def train_stage(
     def on_sample(step: int, ema: Any) -> None:
         if ranks.is_main:
             with ema.swap():
-                grids(stage.recipe, registry, stage.parts, folder, step, told, device)
+                grids(stage.recipe, registry, stage.parts, folder, step, told, device, stage=stage.index)
         ranks.barrier()
 
     return train(
@@ -127,23 +127,32 @@ def train_stage(
 
 def phase_of(recipe: Recipe, registry: Registry, index: int, *, first: int = 0, pictures: int = 0) -> Phase:
     """Where a stage stands among the others; what it brings is known from the networks of the two."""
-    from mdmkit import assemble
-    from mdmkit.growth import new_levels
-    from mdmkit.recipe.stages import growth_of, stage_recipe
-    from mdmkit.train.loop import Phase
+    from torch import nn
 
-    stages = growth_of(recipe, registry).stages
+    from mdmkit import assemble
+    from mdmkit.growth import apart, new_levels
+    from mdmkit.recipe.stages import growth_of, stage_recipe
+    from mdmkit.train.loop import Phase, trained_parameters
+
+    growth = growth_of(recipe, registry)
+    stages = growth.stages
     stage = stages[index]
 
     def names(of: int) -> set[str]:
         nest = assemble.nest(stage_recipe(recipe, registry, of), registry, device="meta")
         return {name for name, _ in nest.named_parameters()}
 
+    new: set[str] = set()
+    if index and apart(growth):
+        text = assemble.text_encoder(recipe, registry, device="meta")
+        new = names(index) | trained_parameters(nn.Module(), text).keys()
+    elif index:
+        new = names(index) - names(index - 1)
     return Phase(
         index=index,
         first=first,
         pictures=pictures,
-        new=frozenset(names(index) - names(index - 1)) if index else frozenset(),
+        new=frozenset(new),
         new_levels=new_levels(stages, index),
         warmup=stage.warmup,
         freeze=stage.freeze,
@@ -156,6 +165,7 @@ def phase_of(recipe: Recipe, registry: Registry, index: int, *, first: int = 0, 
 def grown(recipe: Recipe, registry: Registry, folder: Path, *, device: torch.device | str) -> StageRun:
     """The next stage, from the checkpoint that ends the one before it."""
     from mdmkit import model_folder
+    from mdmkit.growth import apart
     from mdmkit.recipe.stages import growth_of
     from mdmkit.train.loop import beside_the_model, trained_parameters
     from mdmkit.train.state import grow, load, next_stage
@@ -165,7 +175,8 @@ def grown(recipe: Recipe, registry: Registry, folder: Path, *, device: torch.dev
     trained = trained_parameters(made.parts.nest, made.parts.text) | beside_the_model(made.parts.weighting)
     shapes = {name: p.shape for name, p in trained.items()}
     assert made.resume is not None
-    return attrs.evolve(made, resume=grow(made.resume, shapes, growth_of(recipe, registry).carry))
+    growth = growth_of(recipe, registry)
+    return attrs.evolve(made, resume=grow(made.resume, shapes, growth.carry, apart=apart(growth)))
 
 
 def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device, ranks: int) -> None:
@@ -231,6 +242,7 @@ def fork(folder: Path, stage: int, out: Path, recipe: Recipe, registry: Registry
         WrongInput: that stage has not ended there, is another in the recipe or its last, or the new folder is
             taken.
     """
+    from mdmkit.growth import apart
     from mdmkit.recipe.stages import growth_of
     from mdmkit.train.folder import RECIPE, RESOLVED, RUN, refuse_taken
     from mdmkit.train.logs import LOG_NAME, cut_back
@@ -238,7 +250,8 @@ def fork(folder: Path, stage: int, out: Path, recipe: Recipe, registry: Registry
 
     from .run_resume import unlike
 
-    count = len(growth_of(recipe, registry).stages)
+    growth = growth_of(recipe, registry)
+    count = len(growth.stages)
     if not 0 <= stage < count - 1:
         raise WrongInput(
             f"--from-stage {stage}: expected a stage that another follows, of the {count} there are, counted "
@@ -264,7 +277,10 @@ def fork(folder: Path, stage: int, out: Path, recipe: Recipe, registry: Registry
     for name in (RECIPE, RUN, LOG_NAME, RESOLVED):
         if (folder / name).is_file():
             shutil.copy2(folder / name, aside / name)
-    shutil.copytree(ends[stage], aside / "checkpoints" / ends[stage].name)
+    # the models of a cascade draw for each other
+    wanted = range(stage + 1) if apart(growth) else [stage]
+    for path in (ends[of] for of in wanted if of in ends):
+        shutil.copytree(path, aside / "checkpoints" / path.name)
     step = read_facts(ends[stage])["step"]
     cut_back(aside / LOG_NAME, step)
     # what the other run grew into there is not what this one will

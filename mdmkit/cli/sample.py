@@ -60,11 +60,11 @@ def command(
     weights: Weights = None,
 ) -> None:
     """Draw pictures for captions at every level: a labelled grid a level, and each picture as a PNG."""
-    from mdmkit import assemble
+    from mdmkit import assemble, cascade
     from mdmkit.evaluate.clips import save_contact_sheet, save_gif
     from mdmkit.evaluate.grid import save_grid, save_picture
     from mdmkit.model_folder import load
-    from mdmkit.sampling.draw import draw
+    from mdmkit.sampling.sequence import Link, draw_in_sequence, whole_levels
     from mdmkit.text import WeightedPrompts as weighing
     from mdmkit.train.folder import free_name, one_line_disk_errors, refuse_full
     from mdmkit.train.memory import one_line_memory_errors
@@ -128,28 +128,37 @@ def command(
 
     def keep(indices: Sequence[int], step: int, at: Any, said: Any) -> None:
         if step in wanted:
-            rows = {i: tuple(level[row].cpu() for level in said.x0) for row, i in enumerate(indices)}
-            kept.setdefault(step, {}).update(rows)
+            there = kept.setdefault(step, {})
+            for row, i in enumerate(indices):  # models in sequence: each shows what it adds
+                inner = there.get(i, ())
+                there[i] = (*inner, *(level[row].cpu() for level in said.x0[len(inner) :]))
 
     with one_line_disk_errors(target), one_line_memory_errors("lower sample.batch, or draw fewer --levels"):
         target.mkdir(parents=True, exist_ok=True)  # before the work: it may be refused
         nest, text = load(
             folder, recipe, registry, device=device, weights=weights, encoder=conditions is None
         )
+        diffusion = assemble.diffusion(recipe, registry)
+        inner: list[Link] = []
+        if diffusion.given > (0 if known is None else whole_levels(known)):
+            how: dict[str, Any] = {"text": text, "weights": weights, "encoder": conditions is None}
+            inner = cascade.beside(folder, recipe, registry, device=device, **how)
+
+        def told(model: Link) -> Conditions:
+            if conditions is not None:
+                return conditions
+            encode = weighing(model.text) if weighted_prompts and model.text else model.text
+            return sources.conditions(encode, prompts[0], negative, count)
+
         try:
             with autocast(recipe.run.precision, device):
-                if to_prompt is not None:
-                    encode = weighing(text) if weighted_prompts else text
-                    conditions = sources.conditions(encode, prompts[0], negative, count)
-                pyramids = draw(
-                    nest,
-                    text,
-                    assemble.diffusion(recipe, registry),
-                    assemble.drawing(recipe, registry, device=device),
+                drawing = assemble.drawing(recipe, registry, device=device)
+                pyramids = draw_in_sequence(
+                    [*inner, Link(nest, text, diffusion, drawing)],
                     resolutions=resolutions,
                     captions=captions,
                     negative=negative,
-                    conditions=conditions,
+                    conditions=None if conditions is None and to_prompt is None else told,
                     seed=recipe.sample.seed,
                     seeds=seeds,
                     start=start,

@@ -14,7 +14,7 @@ import numpy as np
 from mdmkit.data.scene_drawing import FINE, cover
 from mdmkit.data.scenes import COLOURS, RADII, SHAPES, TEXTURES
 
-__all__ = ["UNCLEAR", "FoundObject", "read"]
+__all__ = ["MOMENTS", "UNCLEAR", "FoundObject", "background_of", "pixels_of", "read"]
 
 Array = np.ndarray
 
@@ -54,8 +54,8 @@ class FoundObject:
 
 def read(picture: Array) -> tuple[FoundObject, ...]:
     """The objects in a picture, float (3, H, W) in [-1, 1] or uint8 (H, W, 3), from left to right."""
-    pixels = _pixels(picture)
-    background = _background(pixels)
+    pixels = pixels_of(picture)
+    background = background_of(pixels)
     difference = pixels - background
     distance = np.sqrt((difference * difference).sum(-1))
     threshold = float(np.clip(0.4 * distance.max(), 25.0, OBJECT))
@@ -68,7 +68,7 @@ def read(picture: Array) -> tuple[FoundObject, ...]:
     return tuple(sorted(found, key=lambda thing: thing.x))
 
 
-def _pixels(picture: Array) -> Array:
+def pixels_of(picture: Array) -> Array:
     """Float (h, w, 3) in 0..255, pooled to LARGEST where the picture is much larger."""
     picture = np.asarray(picture)
     if picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[-1] == 3:
@@ -88,7 +88,7 @@ def _pixels(picture: Array) -> Array:
     return pixels
 
 
-def _background(pixels: Array) -> Array:
+def background_of(pixels: Array) -> Array:
     """A plane in each colour through the pixels that look like the picture's border."""
     height, width, _ = pixels.shape
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -216,7 +216,7 @@ def _first_guess(patch: _Patch, shape: str) -> _Fit:
     """Area and centre of mass of the mask give radius and centre."""
     soft, (top, _, left, _) = patch.soft, patch.window
     area = float(soft.sum())
-    unit_area, offset_x, offset_y = _MOMENTS[shape]
+    unit_area, offset_x, offset_y = MOMENTS[shape]
     radius = math.sqrt(area / unit_area)
     x = left + float((soft.sum(0) * (np.arange(soft.shape[1]) + 0.5)).sum()) / area - offset_x * radius
     y = top + float((soft.sum(1) * (np.arange(soft.shape[0]) + 0.5)).sum()) / area - offset_y * radius
@@ -295,4 +295,4 @@ def _moments() -> dict[str, tuple[float, float, float]]:
     return moments
 
 
-_MOMENTS = _moments()
+MOMENTS = _moments()

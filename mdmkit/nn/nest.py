@@ -139,7 +139,8 @@ class NestedUNet(nn.Module):
         their last estimates of x0, shaped like z, zero for rows without one; None: for no row. Returns
         tensors shaped like z.
 
-        Levels that read the micro-conditioning "frames" are told how many a row's clip has, at its top level.
+        Levels that read the micro-conditioning "frames" are told how many a row's clip has, at its top level;
+        "fps" is 0 where that is one.
 
         Raises ValueError for more levels than there are, more rows outside than inside, resolutions that do
         not fit the shells' ratios, text of a wrong width, or micro-conditioning that no level reads.
@@ -243,12 +244,20 @@ class NestedUNet(nn.Module):
     def _counted(
         self, z: Sequence[Tensor], t: Tensor, micros: Mapping[str, Tensor] | None
     ) -> Mapping[str, Tensor] | None:
-        if all("frames" not in level.micro_conditioning for level in self.all_parts()):
+        read = {key: value for level in self.all_parts() for key, value in level.micro_conditioning.items()}
+        if not read.keys() & {"frames", "fps"}:
             return micros
+        told = dict(micros or {})
         frames = torch.ones_like(t)
         for level in z:
             frames[: len(level)] = level.shape[2] if level.ndim == 5 else 1
-        return {"frames": frames, **(micros or {})}
+        frames = told.get("frames", frames)
+        if "frames" in read:
+            told["frames"] = frames
+        if "fps" in read:  # of a frame alone there is none
+            rate = told.get("fps", torch.full_like(t, read["fps"]))
+            told["fps"] = torch.where(frames == 1, torch.zeros_like(rate), rate)
+        return told
 
     def all_parts(self) -> list[Core | Shell]:
         """The levels, low to high."""

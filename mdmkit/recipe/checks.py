@@ -18,12 +18,13 @@ import attrs
 
 from .options import Use
 from .problems import Path, Problem
-from .schema import Data, Diffusion, Model, Sample, Train
+from .schema import Data, Diffusion, Evaluate, Model, Sample, Train
 from .shares import (
     batch_feeds_levels,
     by_source_reads_pictures,
     levels_are_shared_out,
     levels_are_trained,
+    rows_pass_given_levels,
 )
 
 __all__ = ["clip_frames", "cross_problems", "leads_away", "side", "uses"]
@@ -100,6 +101,52 @@ def level_weights_match(model: Model, diffusion: Diffusion) -> Iterator[Problem]
     weights, levels = diffusion.level_weights, len(model.levels)
     if weights is not None and len(weights) != levels:
         yield Problem("diffusion.level_weights", f"expected one weight a level, {levels}, got {len(weights)}")
+
+
+def some_levels_are_drawn(model: Model, diffusion: Diffusion) -> Iterator[Problem]:
+    """Above the levels that are given there is one that is denoised, and counts in the loss."""
+    given, levels, weights = diffusion.given, len(model.levels), diffusion.level_weights
+    if given >= levels > 0:
+        yield Problem(
+            "diffusion.given", f"{given} of {levels} level{'s' * (levels > 1)}: none is left to be drawn"
+        )
+    elif given and weights is not None and len(weights) == levels and not any(weights[given:]):
+        yield Problem(
+            "diffusion.level_weights",
+            f"no trainable parameter is left: of {levels} levels {given} {'is' if given == 1 else 'are'} "
+            f"given and {'has' if given == 1 else 'have'} no loss, and the rest weighs 0",
+        )
+
+
+# what looks at the network as one process over all levels
+EXAMINING = ("likelihood",)
+
+
+def given_levels_are_not_examined(diffusion: Diffusion, evaluate: Evaluate) -> Iterator[Problem]:
+    for i, use in enumerate(evaluate.metrics):
+        if diffusion.given and use.name in EXAMINING:
+            yield Problem(
+                ("evaluate", "metrics", i),
+                f"'{use.name}' is for models that draw all their levels, and diffusion.given = "
+                f"{diffusion.given}; leave it out",
+            )
+
+
+def a_cascade_gives_its_levels(diffusion: Diffusion, growth: Use, sample: Sample) -> Iterator[Problem]:
+    """Which levels are given follows from the stages, and no model can lead all models of a cascade."""
+    if growth.name != "cascade":
+        return
+    if diffusion.given:
+        yield Problem(
+            "diffusion.given", "growth 'cascade' gives each stage the levels before it; leave it out"
+        )
+    for i, use in enumerate(sample.guidance):
+        if use.name == "auto" and len(getattr(growth.settings, "stages", ())) > 1:
+            yield Problem(
+                ("sample", "guidance", i),
+                "'auto' asks a model that is given the same levels, and the models of growth 'cascade' are "
+                "given others; leave it out",
+            )
 
 
 def thresholds_match_levels(model: Model, sample: Sample) -> Iterator[Problem]:
@@ -282,6 +329,10 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     levels_are_trained,
     batch_feeds_levels,
     by_source_reads_pictures,
+    rows_pass_given_levels,
+    some_levels_are_drawn,
+    given_levels_are_not_examined,
+    a_cascade_gives_its_levels,
     prompts_need_text,
     levels_that_join_are_averaged,
     core_and_text_agree,

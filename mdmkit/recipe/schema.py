@@ -61,6 +61,10 @@ class Diffusion:
     level_weights: tuple[float, ...] | None = opt(
         None, "one weight a level, low to high; all 1 where not given", ge=0.0
     )
+    given: int = opt(
+        0, "inner levels that are not denoised but given, drawn by another model (growth 'cascade')", ge=0
+    )
+    given_noise: float = opt(0.1, "noise that given levels are seen with, its deviation", ge=0.0, lt=1.0)
 
 
 @attrs.frozen

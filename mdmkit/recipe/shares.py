@@ -8,7 +8,13 @@ from .options import Use
 from .problems import Problem
 from .schema import Diffusion, Model, Train
 
-__all__ = ["batch_feeds_levels", "by_source_reads_pictures", "levels_are_shared_out", "levels_are_trained"]
+__all__ = [
+    "batch_feeds_levels",
+    "by_source_reads_pictures",
+    "levels_are_shared_out",
+    "levels_are_trained",
+    "rows_pass_given_levels",
+]
 
 # the settings of the built-in samplers with one number a level
 SHARES = {
@@ -90,3 +96,16 @@ def by_source_reads_pictures(model: Model, train: Train, growth: Use) -> Iterato
         yield Problem(
             "train.levels", "'by_source' needs all levels from the start on; take 'mixed', or growth 'none'"
         )
+
+
+def rows_pass_given_levels(train: Train, diffusion: Diffusion) -> Iterator[Problem]:
+    """No row stops at a level that is given: it has no loss there, and would train nothing."""
+    given, path = diffusion.given, ("train", "levels")
+    idle = f"stop below level {given}, where levels are given and have no loss, and would train nothing"
+    for name, shares in shares_of(train).items():
+        if any(part > 0 for part in shares[:given]):
+            yield Problem((*path, name), f"rows {idle}; say 0 for those levels")
+    if given and train.levels.name == "fixed" and train.levels.settings.level < given:
+        yield Problem((*path, "level"), f"rows {idle}; say a higher one")
+    if given and train.levels.name == "by_source" and train.levels.settings.shares is None:
+        yield Problem((*path, "shares"), f"rows of small pictures {idle}; say shares, 0 for those levels")

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from mdmkit.growth import Growth, Stage
     from mdmkit.plugins.registry import Registry
 
-    from .schema import Recipe
+    from .schema import Recipe, Sample
 
-__all__ = ["growth_of", "stage_problems", "stage_recipe"]
+__all__ = ["growth_of", "sample_of", "stage_problems", "stage_recipe"]
 
 
 def growth_of(recipe: Recipe, registry: Registry) -> Growth:
@@ -38,14 +38,18 @@ def stage_recipe(recipe: Recipe, registry: Registry, index: int) -> Recipe:
         )
         for r, level in enumerate(recipe.model.levels[: stage.levels])
     )
-    weights = recipe.diffusion.level_weights
+    diffusion = recipe.diffusion
+    if diffusion.level_weights is not None:
+        diffusion = attrs.evolve(diffusion, level_weights=diffusion.level_weights[: stage.levels])
+    if index and getattr(growth, "apart", False):
+        diffusion = attrs.evolve(diffusion, given=growth.stages[index - 1].levels)
     batch = stage.batch or recipe.train.batch
     assert batch is not None, "steps_stand_once has seen to it"
     steps = stage.length(batch)
     return attrs.evolve(
         recipe,
         model=attrs.evolve(recipe.model, levels=levels),
-        diffusion=attrs.evolve(recipe.diffusion, level_weights=weights and weights[: stage.levels]),
+        diffusion=diffusion,
         train=attrs.evolve(
             recipe.train,
             steps=recipe.train.steps if steps is None else steps,
@@ -53,12 +57,7 @@ def stage_recipe(recipe: Recipe, registry: Registry, index: int) -> Recipe:
             levels=rows_of(recipe.train.levels, stage, registry),
             optimizer=with_lr(recipe.train.optimizer, stage.lr),
         ),
-        sample=attrs.evolve(
-            recipe.sample,
-            guidance=tuple(
-                first_levels(use, len(recipe.model.levels), stage.levels) for use in recipe.sample.guidance
-            ),
-        ),
+        sample=sample_of(recipe.sample, len(recipe.model.levels), stage.levels),
         growth=picked(registry, "growth", "none"),
     )
 
@@ -74,6 +73,15 @@ def with_lr(optimizer: Use, lr: float | None) -> Use:
     if lr is None:
         return optimizer
     return attrs.evolve(optimizer, settings=attrs.evolve(optimizer.settings, lr=lr))
+
+
+def sample_of(sample: Sample, levels: int, count: int) -> Sample:
+    """How the first `count` of so many levels are drawn."""
+    threshold = sample.threshold
+    if isinstance(threshold, tuple) and len(threshold) == levels:
+        threshold = threshold[:count]
+    guidance = tuple(first_levels(use, levels, count) for use in sample.guidance)
+    return attrs.evolve(sample, guidance=guidance, threshold=threshold)
 
 
 def first_levels(use: Use, levels: int, count: int) -> Use:

@@ -2,7 +2,7 @@
 
 from .auto import Auto
 from .denoise import Answers, Denoise, Denoised, Denoiser, PairedDenoise
-from .edit import Known, Start, known_low, known_region
+from .edit import Known, Start, known_frames, known_low, known_region
 from .guidance import APG, CFG, CFGPP, CFGZero, Guidance, Interval, Rescale
 from .multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, lms, unipc
 from .regions import Regional, Regions, shares_of
@@ -52,6 +52,7 @@ __all__ = [
     "flow_heun",
     "heun",
     "karras",
+    "known_frames",
     "known_low",
     "known_region",
     "lcm",

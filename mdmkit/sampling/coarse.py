@@ -128,8 +128,15 @@ def renoised(z: Tensor, noise: Tensor, before: NoiseLevel, at: NoiseLevel, level
     return kept * z + math.sqrt(max(at.sigma[level] ** 2 - (kept * before.sigma[level]) ** 2, 0.0)) * noise
 
 
-def enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
-    """`x (B, C, [F,] h, w)` at a larger size, each pixel repeated: `pool` takes it back."""
+def enlarged(x: Tensor, size: Sequence[int], *, pick: bool = False) -> Tensor:
+    """`x (B, C, [F,] h, w)` at a larger size, each pixel repeated: `pool` takes it back.
+
+    pick: where that picks frames, the frames that it leaves out are zero.
+    """
+    if pick and len(size) == 3:
+        apart = x.new_zeros(*x.shape[:2], size[0], *x.shape[3:])
+        apart[:, :, :: size[0] // x.shape[2]] = x
+        x = apart
     for axis, factor in enumerate(ratio(size, x.shape[2:]), start=2):
         x = x.repeat_interleave(factor, dim=axis)
     return x

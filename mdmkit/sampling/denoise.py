@@ -118,7 +118,7 @@ class Denoiser:
         if self.memory is not None:
             said = self.estimates(predictions, z, at)
             self.memory.keep(said, said)
-        return from_space(predictions, z, at, self.diffusion.prediction)
+        return self.denoised(predictions, z, at)
 
     def both(self, z: Sequence[Tensor], at: NoiseLevel) -> tuple[Denoised, Denoised]:
         """The conditional and the unconditional answer, from one batch of both (conditional rows first).
@@ -144,8 +144,14 @@ class Denoiser:
         halves = [prediction[:rows] for prediction in predictions], [p[rows:] for p in predictions]
         if self.memory is not None:
             self.memory.keep(*(self.estimates(half, z, at) for half in halves))
-        cond, uncond = (from_space(half, z, at, self.diffusion.prediction) for half in halves)
+        cond, uncond = (self.denoised(half, z, at) for half in halves)
         return cond, uncond
+
+    def denoised(self, said: Sequence[Tensor], z: Sequence[Tensor], at: NoiseLevel) -> Denoised:
+        """What the network predicts as x0 and eps; of given levels, that nothing is to be taken away."""
+        told = from_space(said, z, at, self.diffusion.prediction)
+        given = self.diffusion.given
+        return with_x0(told, (*z[:given], *told.x0[given:]), at) if given else told
 
     def estimates(self, said: Sequence[Tensor], z: Sequence[Tensor], at: NoiseLevel) -> Pyramid:
         scales = list(zip(at.alpha, at.sigma, strict=True))[: len(z)]

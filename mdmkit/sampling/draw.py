@@ -68,7 +68,7 @@ def draw(
     diffusion: Diffusion,
     drawing: Drawing,
     *,
-    resolutions: Sequence[tuple[int, int]],
+    resolutions: Sequence[Sequence[int]],
     captions: Sequence[str] = (),
     negative: str = "",
     conditions: Conditions | None = None,
@@ -76,6 +76,7 @@ def draw(
     seeds: Sequence[Seed] | None = None,
     start: Start | None = None,
     known: Known | None = None,
+    given: Sequence[Sequence[Tensor]] | None = None,
     windows: Windows | None = None,
     regions: Regions | None = None,
     weighted: bool = False,
@@ -86,16 +87,21 @@ def draw(
 ) -> list[tuple[Tensor, ...]]:
     """One pyramid of pictures (3, H_r, W_r) in [-1, 1], low to high, a caption; picture i has seed + i.
 
-    `resolutions` are those of the inner levels to run (all of them for full pictures). Guidance leads away
-    from the text `negative`. `conditions`: features to draw for, in the place of captions and encoder.
+    `resolutions` are those of the inner levels to run (all of them for full pictures); with frames in front
+    clips (3, F_r, H_r, W_r) are drawn, and, with one at each level, a clip model's pictures. Guidance leads
+    away from the text `negative`. `conditions`: features to draw for, in the place of captions and encoder.
     `seeds`: one a picture, in the place of seed + i. `start` and `known` (`mdmkit.sampling.edit`) hold for
-    every picture: of one row. `windows`: ask the network for pieces of larger `resolutions`. `regions`: more
-    prompts for parts of every picture. `weighted`: prompts weigh their words (`mdmkit.text.weighted.parse`).
+    every picture: of one row. `given`: for each picture its inner levels (3, H_r, W_r) that the model is
+    given and does not draw (`Diffusion.given`). `windows`: ask the network for pieces of larger
+    `resolutions`. `regions`: more prompts for parts of every picture. `weighted`: prompts weigh their words
+    (`mdmkit.text.weighted.parse`).
     `callback(indices, step, at, denoised)` sees the predictions on the way for the pictures of a batch. A
     picture depends on its caption, `negative` and its seed only, not on `batch` or on its neighbours.
     """
     if seeds is not None and len(seeds) != (count := conditions.pictures if conditions else len(captions)):
         raise ValueError(f"expected a seed for each of {count} pictures, got {len(seeds)}")
+    if given is not None and len(given) != (count := conditions.pictures if conditions else len(captions)):
+        raise ValueError(f"expected given levels for each of {count} pictures, got them for {len(given)}")
     if regions is not None and (conditions is not None or windows is not None):
         beside = "windows" if conditions is None else "stored conditions"
         raise ValueError(f"regions go with prompts and pictures of the trained size, not with {beside}")
@@ -149,6 +155,7 @@ def draw(
                 outer_from=drawing.outer_from,
                 start=start,
                 known=known,
+                given=None if given is None else given_rows(given, indices, diffusion.given),
                 device=device,
                 noise_device=noise_device,
                 callback=None if callback is None else partial(callback, indices),
@@ -157,6 +164,11 @@ def draw(
     finally:
         nest.train(training)
     return [drawn[i] for i in range(len(drawn))]
+
+
+def given_rows(given: Sequence[Sequence[Tensor]], indices: Sequence[int], levels: int) -> list[Tensor]:
+    """The given levels of some pictures as a batch; of a whole pyramid those that count."""
+    return [torch.stack([given[i][r] for i in indices]) for r in range(min(levels, len(given[0])))]
 
 
 def denoiser(

@@ -18,7 +18,7 @@ from mdmkit.streams import normal
 from .brownian import BrownianPath
 from .coarse import join, phases, renoised, times_from
 from .denoise import Denoise, Denoised
-from .edit import Known, Start, stretches
+from .edit import Given, Known, Start, check_given, check_sizes, stretches
 from .guidance import check_intervals
 from .rules import Noise, Rule, ddim
 from .seeds import Seed, noise_of
@@ -45,6 +45,7 @@ def sample_pyramid(
     outer_from: float | None = None,
     start: Start | None = None,
     known: Known | None = None,
+    given: Sequence[Tensor] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     noise_device: torch.device | str | None = None,
@@ -59,7 +60,8 @@ def sample_pyramid(
     around, and more steps go nearer to the same picture.
     `outer_from`: an outer level does not run until its logsnr is that (`mdmkit.sampling.coarse`); the rule
     starts anew whenever one joins. Good where the inner levels were trained alone too. `start`: begin with
-    these pictures, made noisy; `known`: what is known of the result (`mdmkit.sampling.edit`).
+    these pictures, made noisy; `known`: what is known of the result (`mdmkit.sampling.edit`). `given`:
+    pictures in [-1, 1] of the inner levels that the model is given, one row for all or a row each.
     `threshold`: one for all levels, or one each, low to high.
     `noise_device`: where noise is drawn, `device` if not given; "cpu" gives the same noise on every device.
     `callback(evaluation, at, denoised)` sees every intermediate prediction, guided and thresholded.
@@ -80,6 +82,8 @@ def sample_pyramid(
             times = times_from(times, start.strength)
     if known is not None:
         known.check(shapes[:levels], len(seeds))
+    check_given(given, diffusion, levels)
+    check_sizes("given picture", given or (), shapes, len(seeds))
     parts = phases(times, diffusion, shapes[:levels], outer_from)
 
     source = device if noise_device is None else noise_device
@@ -92,7 +96,11 @@ def sample_pyramid(
         return torch.stack([noise_of(seed, of) for seed in seeds]).to(device)
 
     wrapped = thresholded(finite(denoise, times), threshold, diffusion)
-    observed = observe(wrapped if known is None else known.wrap(wrapped, diffusion), callback, diffusion)
+    asked = wrapped if known is None else known.wrap(wrapped, diffusion)
+    if given:
+        noise = [drawn(level, "given") for level in range(len(given))]
+        asked = Given([x.to(device) for x in given], noise).wrap(asked, diffusion)
+    observed = observe(asked, callback, diffusion)
     z: Pyramid = ()
     at = diffusion.at(times[0])
     for number, part in enumerate(parts):
@@ -115,7 +123,8 @@ def sample_pyramid(
             walk = f"{name}, {again}" if again else name
             z = rule(observed, z, stretch, path_noise(stretch, shapes, seeds, walk, device, where))
         at = path[-1]
-    return diffusion.pictures(z)
+    inner = tuple(x.to(level).expand_as(level) for x, level in zip(given or (), z, strict=False))
+    return (*inner, *diffusion.pictures(z)[len(inner) :])
 
 
 def finite(denoise: Denoise, times: Sequence[float]) -> Denoise:

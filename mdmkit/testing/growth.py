@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mdmkit.builtin.nn import UNetCore as CoreSettings
 from mdmkit.builtin.nn import UNetShell as ShellSettings
+from mdmkit.growth import apart
 from mdmkit.nn import NestedUNet, UNetCore, UNetShell
 
 from .nets import _distance, _draw, _stir
@@ -31,10 +32,16 @@ COND_DIM = 24
 def growth(it: Subject) -> None:
     """Levels never fall and end whole; a stage's network is a part of the next; who preserves, preserves.
 
+    All that a network has is carried into the next one, but where stages are `apart`: then nothing is.
+
     The networks are small U-Nets whose settings have `channels`, `emb_dim` and `extra_blocks`.
     """
     strategy = it.build(levels=LEVELS)
     it.must(isinstance(getattr(strategy, "preserves", None), bool), "must say `preserves`, True or False")
+    it.must(
+        not (strategy.preserves and apart(strategy)),
+        "says that it preserves and that its stages are `apart`: one of the two is not so",
+    )
     stages = tuple(strategy.stages)
     it.must(stages, "has no stage")
     levels = [stage.levels for stage in stages]
@@ -82,7 +89,10 @@ def _grows(it: Subject, strategy: Any, index: int, levels: int) -> None:
         what = f"carry(..., moment={moment}) into stage {index}"
         carried = it.attempt(what, lambda: strategy.carry(old, shapes, moment=moment))  # noqa: B023
         lost = sorted(old.keys() - carried.keys())
-        it.must(not lost, f"{what} leaves out {', '.join(lost[:3])}")
+        if apart(strategy):
+            it.must(not carried, f"{what} carries {len(carried)} tensors, but it says that it is `apart`")
+        else:
+            it.must(not lost, f"{what} leaves out {', '.join(lost[:3])}")
         odd = sorted(name for name in carried if name not in shapes or carried[name].shape != shapes[name])
         it.must(not odd, f"{what} gives other names or shapes than the network has: {', '.join(odd[:3])}")
     with torch.no_grad():

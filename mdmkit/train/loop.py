@@ -193,6 +193,7 @@ def train(
         forget_growth(run_dir, step)
     weights = torch.tensor(plan.level_weights or [1.0] * levels, device=device)
     times = parts.time_sampler if isinstance(parts.time_sampler, LearnsFromLosses) else None
+    given = parts.objective.diffusion.given  # inner levels without a loss
     parts.nest.train()
 
     def counts_of(at: int) -> tuple[int, ...]:
@@ -351,7 +352,7 @@ def train(
                 on_event(step + 1, "skipped_sample", {"key": key, "cause": cause})
             if bad:
                 bad_steps, bad_in_row = bad_steps + 1, bad_in_row + 1
-                said = {f"loss.{r}": loss for r, loss in enumerate(losses[:reached].tolist())}
+                said = {f"loss.{r}": loss for r, loss in enumerate(losses[:reached].tolist()) if r >= given}
                 on_event(step + 1, "bad_step", {**said, "grad_norm": float(norm), "in_row": bad_in_row})
                 if bad_in_row >= plan.max_bad_steps:
                     raise MdmkitError(
@@ -366,7 +367,7 @@ def train(
                 if times is not None and seen is not None:
                     times.observe(world.total(seen))
                 sums += torch.cat([losses, norm.reshape(1)]).double()
-                taken = [count + (r < reached or r == levels) for r, count in enumerate(taken)]
+                taken = [count + (given <= r < reached or r == levels) for r, count in enumerate(taken)]
             parts.optimizer.zero_grad(set_to_none=True)
             step += 1
             on_step(step, {"loss": losses, "grad_norm": norm})

@@ -50,9 +50,15 @@ def pyramid_loss(
 
     `uncertainty`: u(logsnr_r, r) of a learned weighting; what is trained is loss / e^u + u of each row
     (*EDM2*, arXiv 2312.02696). `importance` (B,): weights of rows whose times are not drawn as they count.
+    A level that is given (`Diffusion`) has the loss 0, whatever is said of it.
     """
     trained, plain, by_row = [], [], []
     for level, (said, noisy, clean, noise) in enumerate(zip(prediction, z, x, eps, strict=True)):
+        if level < diffusion.given:
+            nothing = torch.zeros(len(clean), dtype=clean.dtype, device=clean.device)
+            for kept, value in ((trained, nothing.sum()), (plain, nothing.sum()), (by_row, nothing)):
+                kept.append(value)
+            continue
         alpha, sigma = diffusion.alpha_sigma(t, level, like=clean)
         said = convert(
             said.to(clean.dtype), noisy, alpha, sigma, source=diffusion.prediction, target=loss_space

@@ -221,23 +221,30 @@ def next_stage(ended: Checkpoint) -> Checkpoint:
 
 
 def grow(
-    checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], carry: Callable[..., dict[str, Tensor]]
+    checkpoint: Checkpoint,
+    shapes: Mapping[str, torch.Size],
+    carry: Callable[..., dict[str, Tensor]],
+    *,
+    apart: bool = False,
 ) -> Checkpoint:
     """What a stage begins with (`next_stage`), carried into its larger network: the whole state.
 
     shapes: of the larger network's trained parameters, by name. carry: as of `mdmkit.growth.Growth`. What is
     not carried has no state yet: it starts at its fresh values, its averages there, with counts of its own.
+    apart: the stage is a model of its own, and takes over nothing that was learned beside the network either.
 
     Raises:
         WrongInput: the strategy cannot carry something, as what an unknown optimiser keeps.
     """
     try:
         tensors = {name: carry(checkpoint.tensors[name], shapes) for name in ("model", "ema")}
-        tensors["optimizer"] = grow_optimizer(checkpoint.tensors["optimizer"], shapes, carry)
+        moments = {} if apart else checkpoint.tensors["optimizer"]
+        tensors["optimizer"] = grow_optimizer(moments, shapes, carry)
     except ValueError as error:
         raise WrongInput(f"{checkpoint.path} cannot grow: {error}") from error
     seen = checkpoint.tensors.get("parts", {})
-    if kept := {name: value for name, value in seen.items() if name.partition(".")[0] not in OF_A_STAGE}:
+    anew = (*OF_A_STAGE, *OF_A_MODEL) if apart else OF_A_STAGE
+    if kept := {name: value for name, value in seen.items() if name.partition(".")[0] not in anew}:
         tensors["parts"] = kept
     levels = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("levels."))
     facts = {
@@ -251,6 +258,8 @@ def grow(
 
 # what is watched anew in each stage
 OF_A_STAGE = ("plateau", "resolution_sampler")
+# what is learned from the losses of a model
+OF_A_MODEL = ("time_sampler", "weighting")
 MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2}
 
 

@@ -112,8 +112,8 @@ def test_too_many_unreadable_pictures_in_a_row_stop_the_run(tmp_path: Path) -> N
         (("{recipe}", "--out", "{recipe}/run"), 2,
          "the run folder {recipe}/run cannot be written: [Errno 20] Not a directory: '{recipe}/run'"),
         (("{recipe}", "--out", "{tmp}/run", "--set", "train.accumulate=4", "--set", "train.batch=4"), 2,
-         "{recipe}: train.batch: 4 rows in 4 micro-batches cannot give each of the 2 levels of train.levels a "
-         "row; use >= 8  [from --set train.batch=4]"),
+         "{recipe}: train.batch: 4 rows in 4 micro-batches cannot give each of the 2 levels of "
+         "train.levels a row; use >= 8  [from --set train.batch=4]"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line_and_leaves_nothing(

@@ -165,6 +165,7 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "growth/temporal": lambda folder: {"stages": staged("TimeStage", {"clips": False}, {}, {"freeze": 2})},
     "growth/deepen": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
     "growth/stack": lambda folder: {"stages": staged("DeepStage", {"extra_blocks": 0}, {}, {})},
+    "growth/cascade": lambda folder: {"stages": staged("Stage", {}, {}, {"warmup": 2})},
     "lr_schedule/cosine": lambda folder: {"steps": 1000, "warmup": 10},
 }
 

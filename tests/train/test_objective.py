@@ -104,6 +104,31 @@ def test_each_level_is_the_mean_over_its_own_rows(seed: int, outer: int, space: 
         assert torch.allclose(together[r], torch.stack(alone[r]).mean())
 
 
+@given(seed=st.integers(0, 99), outer=st.integers(1, 4), space=st.sampled_from(SPACES))
+def test_a_given_level_has_no_loss_and_the_others_theirs(seed: int, outer: int, space: str) -> None:
+    rows = (4, outer)
+    x, eps, said, t = draw(seed, *rows), draw(seed + 100, *rows), draw(seed + 200, *rows), times(seed, 4)
+    how: dict[str, Any] = {"loss_space": space, "pixel_loss": mse, "weighting": Steep()}
+    process = attrs.evolve(diffusion(), given=1, given_noise=0.3)
+    said = tuple(level.requires_grad_() for level in said)
+    loss = loss_of(said, x, eps, t, diffusion=process, **how)
+    alone = Diffusion(process.schedules[1:], process.prediction)
+    top = loss_of(said[1:], x[1:], eps[1:], t, diffusion=alone, **how)
+    assert loss.tolist() == [0.0, top.item()]
+    loss.sum().backward()
+    assert said[0].grad is None
+    assert said[1].grad is not None
+    # the network sees it nearly as it is, at every time
+    shown, noisy = process.noisy(x, eps, t)
+    assert torch.allclose(shown, (1 - 0.3**2) ** 0.5 * x[0] + 0.3 * eps[0])
+    assert torch.equal(noisy, diffusion().noisy(x, eps, t)[1])
+    with torch.no_grad():
+        z = process.noisy(x, eps, t)
+        by_row = pyramid_loss(said, z, x, eps, t, diffusion=process, **how)
+    assert torch.equal(by_row.plain, loss.detach())
+    assert torch.equal(by_row.rows[0], torch.zeros(4, dtype=torch.float64))
+
+
 def test_learned_weights_and_importance_by_row() -> None:
     x, eps, said, t = draw(0, 3, 2), draw(1, 3, 2), draw(2, 3, 2), times(3, 3)
     process, importance = diffusion(), torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)

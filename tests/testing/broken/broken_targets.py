@@ -182,6 +182,28 @@ class ShrinkingGrowth(MoreThanAll):
         return dict(old)
 
 
+class SplitGrowth(ShrinkingGrowth):
+    """Says that its stages are models of their own, and that nothing changes at growth."""
+
+    apart = True
+
+
+class ClingingGrowth(SplitGrowth):
+    """Says that its stages are models of their own, and carries everything."""
+
+    preserves = False
+    stages = (BareStage(1), BareStage(3))
+
+
+class LosingGrowth(ClingingGrowth):
+    """Carries nothing, and does not say so."""
+
+    apart = False
+
+    def carry(self, old: Any, shapes: Any, *, moment: int = 0) -> Any:
+        return {}
+
+
 class RandomBlock(nn.Module):
     """A block that is not the identity at its start."""
 
