@@ -115,6 +115,6 @@ def test_the_table_says_what_every_seed_says(
     arms, claims = table.arms(read), table.claims(read)
     assert "| `plain` | plain U-Net at 32 | 2 | 2.5 (2.0 to 3.0) | 1.00 (1.00 to 1.00) |" in arms[2]
     assert "2 of 2 seeds; -1.5 (-2.0 to -1.0) | 0 of 2 seeds; 0.00 (0.00 to 0.00)" in claims[2]
-    assert claims[2].endswith("| mixed: holds, does not, does not |")
+    assert claims[2].endswith("| mixed: holds, does not, does not (by 2 of 3 seeds) |")
     assert claims[4].endswith("| not run |")
     assert [table.verdict(good, 3) for good in (3, 2, 0)] == ["holds", "undecided", "does not"]

@@ -41,6 +41,7 @@ WHAT = {
     "grow50_lr": "as grow50, learning rate raised at growth",
     "grow75_lr": "as grow75, learning rate raised at growth",
 }
+SEEDS = 3  # fewer decide nothing
 # what the paper would have: which arm is better than which
 BETTER = (
     ("a", "a nest is better than a plain U-Net", "nest2", "plain"),
@@ -116,6 +117,8 @@ def claims(lines: Lines) -> list[str]:
             cells.append(f"{good} of {len(both)} seeds; {shown}")
             verdicts.append(verdict(good, len(both)))
         said = verdicts[0] if len(set(verdicts)) == 1 else "mixed: " + ", ".join(verdicts)
+        if len(both) < SEEDS:
+            said += f" (by {len(both)} of {SEEDS} seeds)"
         rows.append([f"({letter})", claim, f"`{better}` - `{worse}`", *cells, said if both else "not run"])
     return [f"| {' | '.join(row)} |" for row in rows]
 
