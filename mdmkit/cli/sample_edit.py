@@ -112,8 +112,8 @@ class Sources:
         return between(ends, weights(count))
 
     def windows(
-        self, trained: Sequence[tuple[int, int]], recipe: Recipe
-    ) -> tuple[Sequence[tuple[int, int]], Windows | None]:
+        self, trained: Sequence[tuple[int, ...]], recipe: Recipe
+    ) -> tuple[Sequence[tuple[int, ...]], Windows | None]:
         """The resolutions to draw, and windows of the trained ones. WrongInput where they do not fit."""
         from mdmkit.sampling.windows import Windows
 
@@ -135,7 +135,7 @@ class Sources:
         return sizes, Windows(tuple(trained))
 
     def pictures(
-        self, resolutions: Sequence[tuple[int, int]], recipe: Recipe
+        self, resolutions: Sequence[tuple[int, ...]], recipe: Recipe
     ) -> tuple[Start | None, Known | None]:
         """What is begun with, and what is known. WrongInput where a picture is not one or does not fit."""
         from mdmkit import assemble
@@ -159,7 +159,8 @@ class Sources:
             return None, None
         if assemble.draws_clips(recipe):
             refuse_frames(recipe, "--init")
-        picture = tensor(self.init, "--init", resolutions[-1])
+        side = resolutions[-1][-2], resolutions[-1][-1]
+        picture = tensor(self.init, "--init", side)
         known = None
         if self.mask is not None:
             size, wanted = opened(self.mask, "--mask").size, opened(self.init, "--init").size
@@ -168,7 +169,7 @@ class Sources:
                     f"sample --mask: {self.mask}: expected the size of --init, {wanted[1]}x{wanted[0]}, got "
                     f"{size[1]}x{size[0]}; resize one of the two"
                 )
-            mask = tensor(self.mask, "--mask", resolutions[-1]).mean(1, keepdim=True) > 0
+            mask = tensor(self.mask, "--mask", side).mean(1, keepdim=True) > 0
             known = known_region(picture, mask, resolutions, frames=kept)
             known = attrs.evolve(known, passes=self.passes or 1)
         strength = self.strength if self.strength is not None else 0.6 if known is None else 1.0

@@ -62,7 +62,7 @@ class Regions:
 
     prompts: tuple[str, ...] = attrs.field(converter=tuple)
     masks: Tensor
-    sizes: tuple[tuple[int, int], ...] | None = None
+    sizes: tuple[tuple[int, ...], ...] | None = None
 
     def __attrs_post_init__(self) -> None:
         if not self.prompts or len(self.prompts) != len(self.masks):
