@@ -406,7 +406,8 @@ def by_size(recipe: Recipe, registry: Registry, source: Any) -> tuple[Any, BySiz
     from mdmkit.data.by_size import BySize
     from mdmkit.resolutions import BySource
 
-    sampler, sizes = resolution_sampler(recipe, registry), resolutions(recipe)
+    sampler = resolution_sampler(recipe, registry)
+    sizes = [side(level.resolution) for level in recipe.model.levels]
     if not isinstance(sampler, BySource):
         return sampler, None
     found = BySize(source, sizes, own_only=sampler.row_shares is None)

@@ -159,7 +159,8 @@ class Sources:
             return None, None
         if assemble.draws_clips(recipe):
             refuse_frames(recipe, "--init")
-        picture = tensor(self.init, "--init", resolutions[-1])
+        side = resolutions[-1][-2], resolutions[-1][-1]
+        picture = tensor(self.init, "--init", side)
         known = None
         if self.mask is not None:
             size, wanted = opened(self.mask, "--mask").size, opened(self.init, "--init").size
@@ -168,7 +169,7 @@ class Sources:
                     f"sample --mask: {self.mask}: expected the size of --init, {wanted[1]}x{wanted[0]}, got "
                     f"{size[1]}x{size[0]}; resize one of the two"
                 )
-            mask = tensor(self.mask, "--mask", resolutions[-1]).mean(1, keepdim=True) > 0
+            mask = tensor(self.mask, "--mask", side).mean(1, keepdim=True) > 0
             known = known_region(picture, mask, resolutions, frames=kept)
             known = attrs.evolve(known, passes=self.passes or 1)
         strength = self.strength if self.strength is not None else 0.6 if known is None else 1.0
