@@ -73,7 +73,8 @@ def released_settings(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
         process = {f.name: getattr(said, f.name) for f in attrs.fields(type(said)) if f.name not in LOSS}
         process["schedule"] = (said.schedule.name, attrs.asdict(said.schedule.settings))
         del process["given"], process["given_noise"]
-        del process["shift_power_frames"]  # the levels of a released network have their frames in a grid
+        # the levels of a released network have their frames in a grid
+        del process["shift_power_frames"], process["frame_pooling"]
         limits = recipe.sample.threshold
         if isinstance(limits, tuple) and len(set(limits)) == 1:
             limits = limits[0]

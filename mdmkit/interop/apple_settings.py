@@ -152,6 +152,8 @@ def differences(levels: Sequence[Settings], cond_dim: int | None) -> Iterator[st
         if (settings["micro_conditioning"] or {}).get("scale", 1) <= 0:
             yield f"{where}.micro_conditioning.scale: the released networks divide by it; it must be above 0"
         if r == 0:
+            if (frames := settings.get("frames", 1)) != 1:
+                yield f"{where}.frames: {frames}; the core of a released network sees one picture"
             if cond_dim is not None and not settings["pooled_text"]:
                 yield f"{where}.pooled_text: false; the released networks cannot read text without it"
             continue
