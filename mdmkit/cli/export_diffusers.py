@@ -57,6 +57,8 @@ def write(out: Path, source: Exported) -> None:
             f"a pipeline draws all its levels, and this model is given {recipe.diffusion.given} of them "
             "(diffusion.given); export it as safetensors"
         )
+    if assemble.draws_clips(recipe):
+        raise WrongInput("a pipeline draws pictures, and this model draws clips; export it as safetensors")
     text = prompted(recipe)
     process = {key: value for key, value in table(recipe.diffusion).items() if key not in TRAINING}
     drawn = {key: value for key, value in table(recipe.sample).items() if key not in ELSEWHERE}
