@@ -75,6 +75,7 @@ class Faulty(nn.Module):
     def __init__(self, objective: nn.Module, spoil: dict[int, float]) -> None:
         super().__init__()
         self.objective, self.spoil, self.calls = objective, spoil, 0
+        self.diffusion = objective.diffusion
 
     def forward(self, *args: Any, **given: Any) -> Losses:
         self.calls += 1
@@ -333,6 +334,7 @@ class Watched(nn.Module):
     def __init__(self, objective: nn.Module) -> None:
         super().__init__()
         self.objective, self.given, self.said = objective, [], []
+        self.diffusion = objective.diffusion
 
     def forward(self, x: Any, eps: Any, t: Tensor, **given: Any) -> Losses:
         said = self.objective(x, eps, t, **given)

@@ -108,7 +108,7 @@ def recorded_loss(case: str, variant: str, dtype: torch.dtype = torch.float32) -
     core = nest.levels[0]
     assert isinstance(core, UNetCore)
     core.output_limit = settings["model_output_scale"] or None
-    frames = tuple(getattr(level, "frames", 1) for level in nest.levels)
+    frames = tuple(getattr(level, "grid_frames", 1) for level in nest.levels)
     mixed = settings.get("mixed_ratio")
     # from high to low there: 2:1 are two thirds of the rows with the high level on top
     parts = [float(part) for part in mixed.split(":")][::-1] if mixed else []
