@@ -201,8 +201,12 @@ def command(
         for i, pyramid in enumerate(pyramids):
             number = recipe.sample.seed + i if seeds is None else i
             if clips:
-                told = {"fps": frame_rate(recipe), "format": clip_format or "gif"}
-                save_clip(target / f"clip-{number:05d}", pyramid[-1].cpu(), **told)
+                save_clip(
+                    target / f"clip-{number:05d}",
+                    pyramid[-1].cpu(),
+                    fps=frame_rate(recipe),
+                    format=clip_format or "gif",
+                )
             else:
                 save_picture(target / f"picture-{number:05d}.png", pyramid[-1].cpu())
     print(f"{len(pyramids)} {'clips' if clips else 'pictures'} in {target}", file=sys.stderr)

@@ -151,7 +151,7 @@ def test_a_network_draws_clips_pictures_and_longer_clips():
     nest = stir(clip_nest()).float()
     for p in nest.parameters():
         p.requires_grad_(False)
-    nest.levels[0].text = None  # it reads no text here
+    nest.get_submodule("levels.0").text = None  # type: ignore[assignment]  # it reads no text here
     sizes = [(1, 8, 12), (4, 8, 12), (8, 16, 24)]
     process = Diffusion(shift_levels(Cosine(), sizes))
 

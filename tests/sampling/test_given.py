@@ -120,12 +120,13 @@ def test_a_picture_a_row_and_what_does_not_fit():
     denoise = Perfect((torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 16, 16)))
     rows = torch.cat([picture(1), picture(2)])
     assert torch.equal(sample_pyramid(denoise, process, shapes, [0, 1], given=[rows], steps=2)[0], rows)
-    for wrong, line in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "expected pictures of the 1 inner levels that the model is given, got 0; draw them"),
         ({"given": [rows, rows]}, "expected pictures of the 1 inner levels that the model is given, got 2"),
         ({"given": [picture(1, (4, 4))]}, r"expected a given picture \(1 or 2, 3, 8, 8\) at level 0, got"),
         ({"given": [rows], "levels": 1}, "expected more than the 1 levels that the model is given, got 1"),
-    ):
+    )
+    for wrong, line in cases:
         with pytest.raises(ValueError, match=line):
             sample_pyramid(denoise, process, shapes, [0, 1], steps=2, **wrong)
     with pytest.raises(ValueError, match="model is given, got 1"):
@@ -195,7 +196,8 @@ def test_what_wraps_a_denoiser_goes_with_given_levels():
     low, high = links()
     masks = torch.ones(1, 1, 16, 16)
     start = Start((picture(1), picture(2, SIZES[1])), 0.5)
-    for told in ({"regions": Regions(("a ring",), masks)}, {"start": start}):
+    ways: tuple[dict[str, Any], ...] = ({"regions": Regions(("a ring",), masks)}, {"start": start})
+    for told in ways:
         drawn = draw_in_sequence([low, high], resolutions=SIZES, captions=CAPTIONS, **told)
         assert all(one[0].shape[1:] == SIZES[0] for one in drawn)
         assert all(x.isfinite().all() for one in drawn for x in one)

@@ -18,7 +18,7 @@ from tests.growing import REGISTRY, fresh, grown, says, stirred
 from tests.interop import released
 from tests.train import tiny
 
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
+EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 CLIPS = """format = 1
 [run]
