@@ -56,10 +56,9 @@ def before(
     from mdmkit.recipe.stages import sample_of
     from mdmkit.sampling.sequence import Link
     from mdmkit.train.folder import RESOLVED
-    from mdmkit.train.state import checkpoints as all_of
-    from mdmkit.train.state import ends_stage, read_facts
+    from mdmkit.train.state import stage_ends
 
-    ends = {read_facts(path).get("stage", 0): path for path in all_of(checkpoints) if ends_stage(path)}
+    ends = stage_ends(checkpoints)
     missing = next((of for of in range(stage) if of not in ends), None)
     if stage == 0 or missing is not None:
         inner = recipe.diffusion.given - 1

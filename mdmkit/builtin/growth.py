@@ -170,29 +170,21 @@ class Staged:
 
 
 @attrs.frozen
-class FreezeThenThaw:
+class FreezeThenThaw(Staged):
     """As staged, but what was there is held still at the start of a stage (greedy growing)."""
 
     stages: tuple[FreezeStage, ...] = opt(help="one after the other, from few levels to many")
 
-    def problems(self) -> Found:
-        """What does not fit among these settings."""
-        return stage_problems(self.stages)
-
 
 @attrs.frozen
-class FadeIn:
+class FadeIn(Staged):
     """As staged, but new levels are faded in: their loss weight and what they hand inwards rise from 0."""
 
     stages: tuple[FadeStage, ...] = opt(help="one after the other, from few levels to many")
 
-    def problems(self) -> Found:
-        """What does not fit among these settings."""
-        return stage_problems(self.stages)
-
 
 @attrs.frozen
-class Net2Wider:
+class Net2Wider(Staged):
     """Levels, and the width of levels, by stages: channels are repeated, so that nothing said changes."""
 
     stages: tuple[WideStage, ...] = opt(
@@ -204,7 +196,7 @@ class Net2Wider:
 
     def problems(self) -> Found:
         """What does not fit among these settings."""
-        yield from stage_problems(self.stages)
+        yield from Staged.problems(self)
         before: WideStage | None = None
         for i, stage in enumerate(self.stages):
             here = f"stages[{i}].narrower"
@@ -249,7 +241,7 @@ def depth_problems(stages: Sequence[DeepStage]) -> Found:
 
 
 @attrs.frozen
-class Deepen:
+class Deepen(Staged):
     """Levels, and extra residual blocks, by stages: new blocks start as the identity."""
 
     stages: tuple[DeepStage, ...] = opt(
@@ -258,33 +250,24 @@ class Deepen:
 
     def problems(self) -> Found:
         """What does not fit among these settings."""
-        yield from stage_problems(self.stages)
+        yield from Staged.problems(self)
         yield from depth_problems(self.stages)
 
 
 @attrs.frozen
-class Stack:
+class Stack(Deepen):
     """As deepen, but new blocks copy those before them: not preserving, what the network says changes."""
 
-    stages: tuple[DeepStage, ...] = opt(
-        help="one after the other, from shallow to deep and few levels to many"
-    )
-
-    def problems(self) -> Found:
-        """What does not fit among these settings."""
-        yield from stage_problems(self.stages)
-        yield from depth_problems(self.stages)
-
 
 @attrs.frozen
-class Temporal:
+class Temporal(Staged):
     """Levels by stages, and time: a model of pictures becomes one of clips, frame by frame what it was."""
 
     stages: tuple[TimeStage, ...] = opt(help="one after the other, of pictures first, then of clips")
 
     def problems(self) -> Found:
         """What does not fit among these settings."""
-        yield from stage_problems(self.stages)
+        yield from Staged.problems(self)
         clips = False
         for i, stage in enumerate(self.stages):
             if clips and not stage.clips:
@@ -296,14 +279,14 @@ class Temporal:
 
 
 @attrs.frozen
-class Cascade:
+class Cascade(Staged):
     """Separate models in sequence, each given the levels of those before it: the control; not preserving."""
 
     stages: tuple[Stage, ...] = opt(help="one after the other, each a model that draws the levels it adds")
 
     def problems(self) -> Found:
         """What does not fit among these settings."""
-        yield from stage_problems(self.stages)
+        yield from Staged.problems(self)
         for i, (before, stage) in enumerate(pairwise(self.stages), start=1):
             if stage.levels == before.levels:
                 yield (

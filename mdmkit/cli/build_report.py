@@ -19,13 +19,12 @@ __all__ = ["build_report"]
 
 def build_report(recipe: Recipe, registry: Registry) -> str:
     """A table of shapes, parameters, FLOPs, memory of each stage of a recipe; and how long it takes here."""
-    from mdmkit.recipe.stages import growth_of, stage_recipe
+    from mdmkit.recipe.stages import stage_recipes
 
-    count = len(growth_of(recipe, registry).stages)
+    stages = stage_recipes(recipe, registry)
     parts = []
-    for index in range(count):
-        here = stage_recipe(recipe, registry, index)
-        if count > 1:
+    for index, here in enumerate(stages):
+        if len(stages) > 1:
             of = f"{here.train.steps:,} steps of {here.train.batch:,} pictures"
             parts.append(f"  stage {index}: {of}")
         parts.append(stage_report(here, registry))

@@ -21,10 +21,10 @@ __all__ = ["data_pictures", "first_unseen", "plain_pictures"]
 
 def first_unseen(recipe: Recipe, registry: Registry) -> int:
     """The position of the data's first sample that a whole training has not come to; files begin again."""
-    from mdmkit.recipe.stages import growth_of, stage_recipe
+    from mdmkit.recipe.stages import stage_recipes
 
-    stages = [stage_recipe(recipe, registry, i).train for i in range(len(growth_of(recipe, registry).stages))]
-    return sum((stage.steps or 0) * (stage.batch or 0) for stage in stages)
+    stages = stage_recipes(recipe, registry)
+    return sum((stage.train.steps or 0) * (stage.train.batch or 0) for stage in stages)
 
 
 def places(recipe: Recipe, registry: Registry, count: int, batch: int) -> list[range]:

@@ -72,10 +72,9 @@ def stage_run(
 
 def total_steps(recipe: Recipe, registry: Registry) -> int:
     """The steps of all stages, where none ends early."""
-    from mdmkit.recipe.stages import growth_of, stage_recipe
+    from mdmkit.recipe.stages import stage_recipes
 
-    stages = growth_of(recipe, registry).stages
-    return sum(stage_recipe(recipe, registry, index).train.steps or 0 for index in range(len(stages)))
+    return sum(stage.train.steps or 0 for stage in stage_recipes(recipe, registry))
 
 
 def train_stage(
@@ -186,17 +185,15 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
         WrongInput: in any of its stages.
     """
     from mdmkit import assemble
-    from mdmkit.recipe.stages import growth_of, stage_recipe
+    from mdmkit.recipe.stages import stage_recipes
     from mdmkit.resolutions import some_steps
     from mdmkit.train.loop import reached_rows
     from mdmkit.train.memory import check_fits, training_memory
 
-    for index in range(len(growth_of(recipe, registry).stages)):
-        here = stage_recipe(recipe, registry, index)
-        plan = assemble.plan(here)
-        sampler, first = assemble.resolution_sampler(here, registry), plan.phase.first
+    for here in stage_recipes(recipe, registry):
+        plan, sampler = assemble.plan(here), assemble.resolution_sampler(here, registry)
         by_step = [
-            reached_rows(plan, first + step, resolution_sampler=sampler, ranks=ranks)
+            reached_rows(plan, step, resolution_sampler=sampler, ranks=ranks)
             for step in some_steps(here.train.steps)
         ]
         # the step that takes most: levels that a step does not reach take no rows
@@ -246,7 +243,7 @@ def fork(folder: Path, stage: int, out: Path, recipe: Recipe, registry: Registry
     from mdmkit.recipe.stages import growth_of
     from mdmkit.train.folder import RECIPE, RESOLVED, RUN, refuse_taken
     from mdmkit.train.logs import LOG_NAME, cut_back
-    from mdmkit.train.state import checkpoints, ends_stage, read_facts
+    from mdmkit.train.state import read_facts, stage_ends
 
     from .run_resume import unlike
 
@@ -257,9 +254,7 @@ def fork(folder: Path, stage: int, out: Path, recipe: Recipe, registry: Registry
             f"--from-stage {stage}: expected a stage that another follows, of the {count} there are, counted "
             "from 0"
         )
-    ends = {
-        read_facts(path)["stage"]: path for path in checkpoints(folder / "checkpoints") if ends_stage(path)
-    }
+    ends = stage_ends(folder / "checkpoints")
     if stage not in ends:
         has = f"only {', '.join(map(str, sorted(ends)))} have" if ends else "none has"
         raise WrongInput(

@@ -32,9 +32,15 @@ def held(clip: Tensor, before: int, after: int) -> Tensor:
     return torch.cat([ends[0], clip, ends[1]], 1)
 
 
-def along_time(clip: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1) -> Tensor:
-    """A convolution of `clip (B, F, C, H, W)` along its frames, weight (C', C, k): (B, F', C', H, W)."""
-    out = F.conv3d(clip.transpose(1, 2), weight[..., None, None], bias, stride=(stride, 1, 1))
+def along_time(
+    clip: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0
+) -> Tensor:
+    """A convolution of `clip (B, F, C, H, W)` along its frames, weight (C', C, k): (B, F', C', H, W).
+
+    Computed as one over three axes, of which two have kernels of one.
+    """
+    steps, zeros = (stride, 1, 1), (padding, 0, 0)
+    out = F.conv3d(clip.transpose(1, 2), weight[..., None, None], bias, stride=steps, padding=zeros)
     return out.transpose(1, 2)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mdmkit.divisors import check_divides
 
 from .attention import Attend, TextLayer, sdpa
+from .frames import along_time
 from .zero import zeroed
 
 __all__ = ["Rotary", "TemporalAttention", "TemporalDownsample", "TemporalUpsample"]
@@ -122,8 +123,7 @@ class TemporalUpsample(nn.Conv1d):
 
 
 def over_time(conv: nn.Conv1d, x: Tensor, frames: int) -> Tensor:
-    """A convolution along time on (B F, C, H, W): one of three axes, of which two have kernels of one."""
-    clip = x.unflatten(0, (-1, frames)).transpose(1, 2)
-    weight = conv.weight[..., None, None]
-    stride, padding = (conv.stride[0], 1, 1), (int(conv.padding[0]), 0, 0)
-    return F.conv3d(clip, weight, conv.bias, stride=stride, padding=padding).transpose(1, 2).flatten(0, 1)
+    """A convolution along time on (B F, C, H, W), with the stride and padding that it has."""
+    clip = x.unflatten(0, (-1, frames))
+    stride, padding = conv.stride[0], int(conv.padding[0])
+    return along_time(clip, conv.weight, conv.bias, stride=stride, padding=padding).flatten(0, 1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .schema import Recipe, Sample
 
-__all__ = ["growth_of", "sample_of", "stage_problems", "stage_recipe"]
+__all__ = ["growth_of", "sample_of", "stage_problems", "stage_recipe", "stage_recipes"]
 
 
 def growth_of(recipe: Recipe, registry: Registry) -> Growth:
@@ -60,6 +60,11 @@ def stage_recipe(recipe: Recipe, registry: Registry, index: int) -> Recipe:
         sample=sample_of(recipe.sample, len(recipe.model.levels), stage.levels),
         growth=picked(registry, "growth", "none"),
     )
+
+
+def stage_recipes(recipe: Recipe, registry: Registry) -> list[Recipe]:
+    """The recipe of each stage, in order."""
+    return [stage_recipe(recipe, registry, i) for i in range(len(growth_of(recipe, registry).stages))]
 
 
 def rows_of(levels: Use, stage: Stage, registry: Registry) -> Use:

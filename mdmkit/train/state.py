@@ -36,6 +36,7 @@ __all__ = [
     "read_facts",
     "restore",
     "save",
+    "stage_ends",
     "write_text",
     "write_whole",
 ]
@@ -155,6 +156,11 @@ def checkpoints(folder: Path) -> list[Path]:
 def ends_stage(path: Path) -> bool:
     """Whether a checkpoint is the last of a stage of growth."""
     return damage(path) is None and read_facts(path).get("ends_stage", False)
+
+
+def stage_ends(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a folder that are the last of a stage of growth, by the stage."""
+    return {read_facts(path)["stage"]: path for path in checkpoints(folder) if ends_stage(path)}
 
 
 def read_facts(path: Path) -> dict[str, Any]:
