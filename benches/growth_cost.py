@@ -42,10 +42,11 @@ from mdmkit.recipe import Recipe, dumps, load
 from mdmkit.recipe.load import find as find_recipe
 from mdmkit.train.ema import EMA
 from mdmkit.train.folder import RESOLVED
-from mdmkit.train.loop import train, trained_parameters
+from mdmkit.train.loop import train
 from mdmkit.train.memory import keep_large_buffers
 from mdmkit.train.optim import set_apart
 from mdmkit.train.parallel import world
+from mdmkit.train.plan import trained_parameters
 from mdmkit.train.state import restore
 
 CPU = torch.device("cpu")

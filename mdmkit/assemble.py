@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe import Recipe
     from mdmkit.sampling.draw import Drawing
-    from mdmkit.train.loop import Parts, Phase, Plan
+    from mdmkit.train.plan import Parts, Phase, Plan
 
 __all__ = [
     "by_size",
@@ -323,7 +323,7 @@ def plan(recipe: Recipe, phase: Phase | None = None) -> Plan:
 
     phase: where it stands among the stages of a growing network; the recipe is that of the stage.
     """
-    from mdmkit.train.loop import Phase, Plan
+    from mdmkit.train.plan import Phase, Plan
 
     phase = phase or Phase()
 
@@ -354,8 +354,8 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
     import torch
 
     from mdmkit.streams import seed_of
-    from mdmkit.train.loop import Parts, beside_the_model, trained_parameters
     from mdmkit.train.objective import Objective
+    from mdmkit.train.plan import Parts, beside_the_model, trained_parameters
 
     source = dataset(recipe, registry)  # first: what is wrong with files is known soonest
     sampler, sorted_by_size = by_size(recipe, registry, source)

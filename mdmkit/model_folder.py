@@ -93,7 +93,7 @@ def load(
         MdmkitError: it is not whole.
     """
     from mdmkit import assemble
-    from mdmkit.train.loop import trained_parameters
+    from mdmkit.train.plan import trained_parameters
     from mdmkit.train.state import check_names, copy_into
 
     stored = weights_in(folder, weights)

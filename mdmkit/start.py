@@ -81,7 +81,7 @@ def find(recipe: Recipe, registry: Registry, given: str | None = None) -> Start:
     from mdmkit import assemble, model_folder
     from mdmkit.recipe import load
     from mdmkit.train.folder import RESOLVED
-    from mdmkit.train.loop import trained_parameters
+    from mdmkit.train.plan import trained_parameters
 
     given = given or recipe.run.start
     if given is None:

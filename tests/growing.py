@@ -15,8 +15,8 @@ from mdmkit.plugins import load_registry
 from mdmkit.recipe import Recipe, loads
 from mdmkit.recipe.stages import growth_of, stage_recipe
 from mdmkit.train.ema import EMA
-from mdmkit.train.loop import trained_parameters
 from mdmkit.train.optim import named_state
+from mdmkit.train.plan import trained_parameters
 from mdmkit.train.state import Checkpoint, grow, next_stage, restore
 
 REGISTRY = load_registry(env={"MDMKIT_PLUGINS": ""})

@@ -19,7 +19,7 @@ from mdmkit import assemble, model_folder, torchvision_ops
 from mdmkit.errors import WrongInput
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import loads
-from mdmkit.train.loop import trained_parameters
+from mdmkit.train.plan import trained_parameters
 from tests.train import tiny
 
 torchvision_ops.declare()

@@ -13,7 +13,7 @@ from mdmkit.errors import MdmkitError, WrongInput
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import Recipe, load
 from mdmkit.train import state
-from mdmkit.train.loop import trained_parameters
+from mdmkit.train.plan import trained_parameters
 from tests.train import tiny
 
 REGISTRY = load_registry()

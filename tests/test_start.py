@@ -16,7 +16,7 @@ from mdmkit.errors import WrongInput
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import Recipe, loads
 from mdmkit.train.ema import EMA
-from mdmkit.train.loop import trained_parameters
+from mdmkit.train.plan import trained_parameters
 from tests.train import tiny
 
 REGISTRY = load_registry()

@@ -23,8 +23,9 @@ from mdmkit.recipe import Recipe
 from mdmkit.sampling.draw import Drawing, draw
 from mdmkit.streams import normal
 from mdmkit.train.ema import EMA
-from mdmkit.train.loop import Parts, train
+from mdmkit.train.loop import train
 from mdmkit.train.parallel import world
+from mdmkit.train.plan import Parts
 
 __all__ = ["draw_large", "train_high"]
 

@@ -7,7 +7,7 @@ from mdmkit.nn.cost import level_costs
 from mdmkit.plugins import Registry
 from mdmkit.recipe import Recipe
 from mdmkit.recipe.stages import growth_of, stage_recipe
-from mdmkit.train.loop import reached_rows
+from mdmkit.train.plan import reached_rows
 
 __all__ = ["picture_flops", "training_flops"]
 

@@ -101,7 +101,7 @@ def one_line_write_errors(out: Path) -> Iterator[None]:
 def opened(given: Path, plugins: list[str], group: str | None, levels: int | None) -> Exported:
     """The model that a user means, every tensor accounted for; nothing of it is copied into memory yet."""
     from mdmkit import assemble, model_folder
-    from mdmkit.train.loop import trained_parameters
+    from mdmkit.train.plan import trained_parameters
     from mdmkit.train.state import check_names
     from mdmkit.train.state import load as load_checkpoint
 

@@ -123,9 +123,9 @@ def execute(
     from mdmkit import assemble
     from mdmkit.recipe.stages import stage_recipe
     from mdmkit.train.folder import Lock, one_line_disk_errors, refuse_taken
-    from mdmkit.train.loop import trained_parameters
     from mdmkit.train.memory import keep_large_buffers, one_line_memory_errors
     from mdmkit.train.parallel import pick_device, world
+    from mdmkit.train.plan import trained_parameters
     from mdmkit.train.signals import terminate_as_interrupt
 
     device = pick_device(recipe.run.device)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
     from mdmkit.train.ema import EMA
-    from mdmkit.train.loop import Parts, Phase, Plan
     from mdmkit.train.parallel import World
+    from mdmkit.train.plan import Parts, Phase, Plan
     from mdmkit.train.state import Checkpoint
 
     from .run_told import Told
@@ -131,7 +131,7 @@ def phase_of(recipe: Recipe, registry: Registry, index: int, *, first: int = 0, 
     from mdmkit import assemble
     from mdmkit.growth import apart, new_levels
     from mdmkit.recipe.stages import growth_of, stage_recipe
-    from mdmkit.train.loop import Phase, trained_parameters
+    from mdmkit.train.plan import Phase, trained_parameters
 
     growth = growth_of(recipe, registry)
     stages = growth.stages
@@ -166,7 +166,7 @@ def grown(recipe: Recipe, registry: Registry, folder: Path, *, device: torch.dev
     from mdmkit import model_folder
     from mdmkit.growth import apart
     from mdmkit.recipe.stages import growth_of
-    from mdmkit.train.loop import beside_the_model, trained_parameters
+    from mdmkit.train.plan import beside_the_model, trained_parameters
     from mdmkit.train.state import grow, load, next_stage
 
     ended = load(model_folder.find(folder))
@@ -187,8 +187,8 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
     from mdmkit import assemble
     from mdmkit.recipe.stages import stage_recipes
     from mdmkit.resolutions import some_steps
-    from mdmkit.train.loop import reached_rows
     from mdmkit.train.memory import check_fits, training_memory
+    from mdmkit.train.plan import reached_rows
 
     for here in stage_recipes(recipe, registry):
         plan, sampler = assemble.plan(here), assemble.resolution_sampler(here, registry)
@@ -218,7 +218,7 @@ def ask_to_grow(folder: Path, recipe: Recipe, registry: Registry) -> None:
         WrongInput: it is in its last stage already.
     """
     from mdmkit.recipe.stages import growth_of
-    from mdmkit.train.loop import GROW_NOW
+    from mdmkit.train.folder import GROW_NOW
     from mdmkit.train.state import latest, read_facts
 
     found = latest(folder / "checkpoints")

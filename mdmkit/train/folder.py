@@ -12,19 +12,25 @@ from pathlib import Path
 from mdmkit.errors import MdmkitError, WrongInput
 
 __all__ = [
+    "GROW_NOW",
     "RECIPE",
     "RESOLVED",
     "RUN",
     "Lock",
     "create",
+    "forget_growth",
     "free_name",
+    "grow_asked",
+    "growth_taken",
     "in_use",
     "one_line_disk_errors",
     "refuse_full",
     "refuse_taken",
+    "replace_file",
 ]
 
 RECIPE, RESOLVED, RUN = "recipe.toml", "recipe.resolved.toml", "run.toml"
+GROW_NOW = "grow-now"  # there while somebody asks that the stage of growth ends
 
 
 def free_name(parent: Path, stem: str) -> Path:
@@ -120,3 +126,40 @@ def in_use(folder: Path) -> bool:
     except WrongInput:
         return True
     return False
+
+
+def grow_asked(run_dir: Path, step: int) -> bool:
+    """Whether the stage is to end with this step because somebody asked: a file `grow-now` in the run folder.
+
+    The step of the decision is written into it before anything else happens, so that a run that is killed
+    before its checkpoint, and resumed from an earlier one, ends the stage at the same step.
+    """
+    path = run_dir / GROW_NOW
+    if not path.exists():
+        return False
+    said = path.read_text(encoding="utf-8").strip()
+    if not said:
+        replace_file(path, str(step).encode())
+    return not said or step >= int(said)
+
+
+def forget_growth(run_dir: Path, step: int) -> None:
+    """Take away a decision that a checkpoint has seen: the run was killed before it was taken away there."""
+    path = run_dir / GROW_NOW
+    if path.exists() and int(path.read_text(encoding="utf-8").strip() or step + 1) <= step:
+        path.unlink()
+
+
+def growth_taken(run_dir: Path) -> None:
+    """Take away a decision that is carried out."""
+    (run_dir / GROW_NOW).unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give a small file new contents, on the disk, whole or not at all."""
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

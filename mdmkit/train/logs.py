@@ -16,6 +16,8 @@ import numpy as np
 
 from mdmkit.errors import MdmkitError
 
+from .folder import replace_file
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -108,12 +110,7 @@ def cut_back(path: str | Path, step: int) -> int:
     kept = [line for line, entry in _lines(path) if entry.get("step", 0) <= step]
     new = b"".join(line + b"\n" for line in kept)
     if new != old:
-        aside = path.with_name(path.name + ".tmp")
-        with aside.open("wb") as file:
-            file.write(new)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        replace_file(path, new)
     return len(old.removesuffix(b"\n").split(b"\n")) - len(kept) if old else 0
 
 

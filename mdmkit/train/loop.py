@@ -8,128 +8,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 
 from mdmkit.data.by_size import BySize
 from mdmkit.data.loader import Batch, batches
-from mdmkit.errors import MdmkitError, WrongInput
-from mdmkit.growth import Plateau, Watch, ramp
+from mdmkit.errors import MdmkitError
+from mdmkit.growth import Watch, ramp
 from mdmkit.pyramid import pyramid
-from mdmkit.resolutions import level_factors, step_rows
+from mdmkit.resolutions import level_factors
 from mdmkit.streams import seed_of
 from mdmkit.times import LearnsFromLosses
 
 from .conditions import micro_conditions, text_conditions
 from .draws import Rows, draw_noise, dropped, micro_batches, numbered, self_conditioned, stopping
 from .ema import EMA
-from .objective import Losses, Objective, row_losses
+from .folder import forget_growth, grow_asked, growth_taken
+from .objective import Losses, row_losses
 from .optim import named_state, set_apart
 from .parallel import World, autocast
+from .plan import Parts, Plan, beside_the_model, reached_rows, trained_parameters
 from .signals import Interrupted, stop_signals
-from .state import Checkpoint, load_parts, parts_state, restore, save, write_text
+from .state import Checkpoint, load_parts, parts_state, restore, save
 
-__all__ = ["Parts", "Plan", "beside_the_model", "reached_rows", "train", "trained_parameters"]
-
-
-@attrs.frozen
-class Plan:
-    """The numbers of a training; see the recipe's [train] table for each."""
-
-    steps: int
-    batch: int
-    seed: int = 0
-    accumulate: int = 1
-    clip: float | None = 1.0
-    ema: float = 0.999
-    caption_dropout: float = 0.1
-    level_weights: tuple[float, ...] | None = None
-    precision: str = "fp32"
-    max_bad_steps: int = 5
-    checkpoint_every: int = 1000
-    keep: int = 2
-    log_every: int = 10
-    workers: int = 0
-    phase: Phase = attrs.field(factory=lambda: Phase())
-
-
-@attrs.frozen
-class Phase:
-    """Where a training stands among the stages of a growing network; by default it is the only one.
-
-    first, pictures: steps and pictures of the stages before (a plan's `steps` counts them too). new: names of
-    parameters that this stage brings, new_levels: levels. warmup, freeze, fade, plateau: as of
-    `mdmkit.growth.Stage`. last: no other stage follows.
-    """
-
-    index: int = 0
-    first: int = 0
-    pictures: int = 0
-    new: frozenset[str] = frozenset()
-    new_levels: range = range(0)
-    warmup: int = 0
-    freeze: int = 0
-    fade: int = 0
-    plateau: Plateau | None = None
-    last: bool = True
-
-
-@attrs.frozen
-class Parts:
-    """The objects of a training, as a recipe or a program put them together."""
-
-    nest: nn.Module
-    text: nn.Module | None
-    objective: Objective
-    dataset: Any
-    optimizer: torch.optim.Optimizer
-    lr_schedule: Any
-    resolution_sampler: Any
-    time_sampler: Any
-    resolutions: tuple[tuple[int, ...], ...]  # (height, width), of clips with frames in front
-    frames: tuple[int, ...] | None = None  # of each level's pictures, where these are grids of frames
-    pick: bool = False  # the frames of inner levels are picked, and not averages
-    by_size: BySize | None = None  # read instead of the dataset where rows stop at their picture's size
-    weighting: nn.Module | None = None  # what a learned weighting learns; no part of the model
-
-    def remembering(self) -> dict[str, Any]:
-        """The parts that may decide by what they have seen, by their names in a checkpoint."""
-        names = ("lr_schedule", "resolution_sampler", "time_sampler", "weighting")
-        return {name: getattr(self, name) for name in names}
-
-
-def trained_parameters(nest: nn.Module, text: nn.Module | None) -> dict[str, nn.Parameter]:
-    """What is trained, by its name in a checkpoint: the nest's own, a learning text encoder's `text.*`."""
-    named = dict(nest.named_parameters())
-    if text is not None and getattr(text, "trainable", False):
-        named |= {f"text.{name}": parameter for name, parameter in text.named_parameters()}
-    return named
-
-
-def beside_the_model(weighting: nn.Module | None) -> dict[str, nn.Parameter]:
-    """What the optimiser trains that is no part of the model: `weighting.*`, neither averaged nor clipped."""
-    if weighting is None:
-        return {}
-    return {f"weighting.{name}": parameter for name, parameter in weighting.named_parameters()}
-
-
-def reached_rows(plan: Plan, step: int, *, resolution_sampler: Any, ranks: int = 1) -> tuple[int, ...]:
-    """How many rows of the global batch reach each level that this step trains, low to high.
-
-    The resolution sampler counts the steps of a stage from the stage's first.
-
-    Raises:
-        WrongInput: the batch does not split over ranks and micro-batches.
-    """
-    try:
-        at, multiple = step - plan.phase.first, ranks * plan.accumulate
-        counts = step_rows(resolution_sampler, plan.seed, at, plan.batch, multiple)
-    except ValueError as error:
-        raise WrongInput(
-            f"train.levels on {ranks} ranks, in {plan.accumulate} micro-batches: {error}"
-        ) from error
-    return tuple(count for count in counts if count)
+__all__ = ["train"]
 
 
 def train(
@@ -384,7 +286,7 @@ def train(
                 checkpoint(done)
             if done:
                 if world.is_main:
-                    (run_dir / GROW_NOW).unlink(missing_ok=True)
+                    growth_taken(run_dir)
                 if not phase.last:  # a signal that came in the meantime is not lost between two stages
                     (late,) = world.any(asked_to_stop(), device=device)
                     stop = stop or late
@@ -397,31 +299,6 @@ def train(
             started += time.perf_counter() - paused  # a step's seconds are those of training alone
     parts.nest.gains = (1.0,) * (levels - 1)  # type: ignore
     return ema
-
-
-GROW_NOW = "grow-now"
-
-
-def grow_asked(run_dir: Path, step: int) -> bool:
-    """Whether the stage is to end with this step because somebody asked: a file `grow-now` in the run folder.
-
-    The step of the decision is written into it before anything else happens, so that a run that is killed
-    before its checkpoint, and resumed from an earlier one, ends the stage at the same step.
-    """
-    path = run_dir / GROW_NOW
-    if not path.exists():
-        return False
-    said = path.read_text(encoding="utf-8").strip()
-    if not said:
-        write_text(path, str(step))
-    return not said or step >= int(said)
-
-
-def forget_growth(run_dir: Path, step: int) -> None:
-    """Take away a decision that a checkpoint has seen: the run was killed before it was taken away there."""
-    path = run_dir / GROW_NOW
-    if path.exists() and int(path.read_text(encoding="utf-8").strip() or step + 1) <= step:
-        path.unlink()
 
 
 def faded(weights: Tensor, levels: range, share: float) -> Tensor:

@@ -37,7 +37,6 @@ __all__ = [
     "restore",
     "save",
     "stage_ends",
-    "write_text",
     "write_whole",
 ]
 
@@ -129,14 +128,6 @@ def write_whole(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file, whole or not at all."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
-    os.replace(aside, path)
 
 
 def sync(path: Path) -> None:

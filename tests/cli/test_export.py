@@ -18,7 +18,7 @@ from mdmkit.interop.apple_keys import build_nest, from_released, level_settings
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import Recipe, load, loads
 from mdmkit.train import state
-from mdmkit.train.loop import trained_parameters
+from mdmkit.train.plan import trained_parameters
 from tests.golden import golden_case
 from tests.train import tiny
 

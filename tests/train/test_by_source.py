@@ -21,8 +21,9 @@ from mdmkit.plugins import load_registry
 from mdmkit.recipe import load
 from mdmkit.resolutions import BySource, level_factors
 from mdmkit.train.draws import stopping
-from mdmkit.train.loop import Parts, train
+from mdmkit.train.loop import train
 from mdmkit.train.parallel import World
+from mdmkit.train.plan import Parts
 
 from . import tiny
 

@@ -16,8 +16,8 @@ from mdmkit.recipe import Recipe, loads
 from mdmkit.recipe.stages import growth_of
 from mdmkit.sampling import Denoiser, ddim, sample_pyramid
 from mdmkit.train.draws import draw_noise, micro_batches
-from mdmkit.train.loop import trained_parameters
 from mdmkit.train.objective import Objective
+from mdmkit.train.plan import trained_parameters
 from tests.growing import REGISTRY, State, fresh, grown, recipes, says, stirred, told
 
 CARRIES = ("staged", "deepen", "net2wider")  # the others carry as staged does

@@ -16,9 +16,10 @@ from torch import Tensor
 from mdmkit.cli.run_stages import StageRun, grown, stage_run
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import Recipe, dumps, loads
-from mdmkit.train.folder import RESOLVED
-from mdmkit.train.loop import GROW_NOW, train, trained_parameters
+from mdmkit.train.folder import GROW_NOW, RESOLVED
+from mdmkit.train.loop import train
 from mdmkit.train.parallel import World
+from mdmkit.train.plan import trained_parameters
 from mdmkit.train.signals import Interrupted
 from mdmkit.train.state import Checkpoint, checkpoints, ends_stage, load, next_stage
 

@@ -19,9 +19,10 @@ from mdmkit.plugins import load_registry
 from mdmkit.recipe import load
 from mdmkit.times import LossAwareTime
 from mdmkit.train.ema import EMA
-from mdmkit.train.loop import Parts, Plan, train, trained_parameters
+from mdmkit.train.loop import train
 from mdmkit.train.objective import Losses, row_losses
 from mdmkit.train.parallel import World
+from mdmkit.train.plan import Parts, Plan, trained_parameters
 from mdmkit.train.signals import Interrupted
 from mdmkit.train.state import load as load_checkpoint
 

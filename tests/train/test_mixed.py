@@ -22,9 +22,10 @@ from mdmkit.resolutions import Stochastic, level_factors
 from mdmkit.schedules import Cosine, shift_levels
 from mdmkit.targets import SPACES, mse
 from mdmkit.testing.strategies import pyramid_of, ratios, seeds
-from mdmkit.train.loop import train, trained_parameters
+from mdmkit.train.loop import train
 from mdmkit.train.objective import Objective
 from mdmkit.train.parallel import World
+from mdmkit.train.plan import trained_parameters
 from mdmkit.weighting import MinSNR, Uniform
 from tests.nn.nests import core, first, shell, stir, told
 
