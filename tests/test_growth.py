@@ -19,15 +19,11 @@ from mdmkit.growth import (
     Growth,
     Net2Wider,
     NoGrowth,
-    Plateau,
     Stack,
-    Stage,
     Staged,
-    Watch,
     apart,
-    new_levels,
-    ramp,
 )
+from mdmkit.stages import Plateau, Stage, Watch, new_levels, ramp
 
 STAGED = (Staged, FreezeThenThaw, FadeIn, Net2Wider, Deepen, Stack)
 rising = st.lists(st.integers(1, 5), min_size=1, max_size=5).map(sorted)

@@ -29,6 +29,7 @@ LEVELS = {
     "pyramid": 1,
     "resolutions": 1,
     "growth": 1,
+    "stages": 1,
     "operators": 1,
     "diffusion": 1,
     "torchvision_ops": 1,

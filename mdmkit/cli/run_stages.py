@@ -129,8 +129,9 @@ def phase_of(recipe: Recipe, registry: Registry, index: int, *, first: int = 0, 
     from torch import nn
 
     from mdmkit import assemble
-    from mdmkit.growth import apart, new_levels
+    from mdmkit.growth import apart
     from mdmkit.recipe.stages import growth_of, stage_recipe
+    from mdmkit.stages import new_levels
     from mdmkit.train.plan import Phase, trained_parameters
 
     growth = growth_of(recipe, registry)

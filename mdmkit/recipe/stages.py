@@ -11,8 +11,9 @@ from .options import Use
 from .problems import Problem, RecipeError, format_path
 
 if TYPE_CHECKING:
-    from mdmkit.growth import Growth, Stage
+    from mdmkit.growth import Growth
     from mdmkit.plugins.registry import Registry
+    from mdmkit.stages import Stage
 
     from .schema import Recipe, Sample
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mdmkit.data.by_size import BySize
 from mdmkit.data.loader import Batch, batches
 from mdmkit.errors import MdmkitError
-from mdmkit.growth import Watch, ramp
 from mdmkit.pyramid import pyramid
 from mdmkit.resolutions import level_factors
+from mdmkit.stages import Watch, ramp
 from mdmkit.streams import seed_of
 from mdmkit.times import LearnsFromLosses
 

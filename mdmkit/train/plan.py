@@ -10,8 +10,8 @@ from torch import nn
 
 from mdmkit.data.by_size import BySize
 from mdmkit.errors import WrongInput
-from mdmkit.growth import Plateau
 from mdmkit.resolutions import step_rows
+from mdmkit.stages import Plateau
 
 from .objective import Objective
 
@@ -24,7 +24,7 @@ class Phase:
 
     first, pictures: steps and pictures of the stages before (a plan's `steps` counts them too). new: names of
     parameters that this stage brings, new_levels: levels. warmup, freeze, fade, plateau: as of
-    `mdmkit.growth.Stage`. last: no other stage follows.
+    `mdmkit.stages.Stage`. last: no other stage follows.
     """
 
     index: int = 0

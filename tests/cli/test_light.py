@@ -52,7 +52,8 @@ def test_importing_imports_nothing_heavy(module: str) -> None:
 
 
 def test_components_import_only_torch() -> None:
-    values = ["schedules", "targets", "weighting", "times", "pyramid", "resolutions", "growth", "diffusion"]
+    values = ["schedules", "targets", "weighting", "times", "pyramid", "resolutions", "diffusion"]
+    values += ["growth", "stages"]
     rooms = [*values, "streams", "nn", "text", "data", "sampling"]
     rooms += ["train.loop", "train.state", "evaluate.report"]
     heavy = heavy_after("\n".join(f"import mdmkit.{room}" for room in rooms))
