@@ -72,12 +72,15 @@ def attended_channels(unet: UNetCore | UNetShell) -> dict[int, int]:
     if unet.attention is None:
         layers = (*(0,) * (len(unet.channels) - 1), 1)
     else:
-        layers = (
-            unet.attention if isinstance(unet.attention, tuple) else (unet.attention,) * len(unet.channels)
-        )
+        layers = each_stage(unet.attention, len(unet.channels))
     middle = len(unet.channels) - 1 if getattr(unet, "middle", False) else None
     counted = zip(unet.channels, layers, strict=False)
     return {i: width for i, (width, count) in enumerate(counted) if count or i == middle}
+
+
+def each_stage(value: int | tuple[int, ...], stages: int) -> tuple[int, ...]:
+    """One entry a stage, where one number may stand for all."""
+    return value if isinstance(value, tuple) else (value,) * stages
 
 
 def clip_problems(unet: UNetCore | UNetShell) -> Found:
@@ -90,7 +93,7 @@ def clip_problems(unet: UNetCore | UNetShell) -> Found:
         instead = "has temporal_attention" if in_grid(unet) else "are for clips; say frames"
         yield "temporal", f"layers along time {instead}, or leave temporal out"
     if unet.temporal is not None:
-        per_stage = layers if isinstance(layers, tuple) else (layers,) * stages
+        per_stage = each_stage(layers, stages)
         told = getattr(unet.temporal.settings, "width_problem", None)
         for i, (width, count) in enumerate(zip(unet.channels, per_stage, strict=True)):
             problem = told(width) if told is not None and count else None
@@ -136,8 +139,7 @@ def toml(value: object) -> str:
 
 def temporal_layers(unet: UNetShell) -> tuple[int, ...]:
     """Temporal attention layers, one entry a stage."""
-    layers = unet.temporal_attention
-    return layers if isinstance(layers, tuple) else (layers,) * len(unet.channels)
+    return each_stage(unet.temporal_attention, len(unet.channels))
 
 
 def layout_problems(unet: UNetShell) -> Found:
