@@ -1,4 +1,4 @@
-"""Makes the feature extractor of the claims: a network that reads the words of captions off pictures.
+"""Makes the feature extractor of the claims, as `mdmkit extractor` does, with the claims' settings.
 
     python benches/claims/features.py [--recipe RECIPE] [--out FILE] [--steps N] [--seed N]
 
@@ -13,10 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mdmkit import assemble
-from mdmkit.evaluate.words import learn, save
+from mdmkit.cli import extractor
 from mdmkit.plugins import load_registry
 from mdmkit.recipe import load
 
@@ -28,11 +25,7 @@ HERE = Path(__file__).parent
 def make(recipe: Path, out: Path, **settings: Any) -> dict[str, float]:
     """Learn and write it; how well it reads."""
     registry = load_registry()
-    dataset = assemble.dataset(load(recipe, registry=registry), registry)
-    net, told = learn(dataset, **settings)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save(out, net, {**told, **settings, "threads": torch.get_num_threads(), "torch": torch.__version__})
-    return told
+    return extractor.make(load(recipe, registry=registry), registry, out, **settings)
 
 
 def main() -> None:
@@ -41,9 +34,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/claims/words.safetensors"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     told = make(options.recipe, options.out, steps=options.steps, seed=options.seed)
     print(json.dumps({"file": str(options.out), **told}))
 

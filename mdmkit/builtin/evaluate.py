@@ -7,7 +7,7 @@ import attrs
 from mdmkit.plugins.component import Component
 from mdmkit.recipe.options import opt
 
-__all__ = ["COMPONENTS", "Fidelity", "Likelihood"]
+__all__ = ["COMPONENTS", "Fidelity", "Likelihood", "VideoFidelity"]
 
 
 @attrs.frozen
@@ -23,7 +23,7 @@ class Likelihood:
 class Fidelity:
     """Frechet and kernel distance of drawn pictures from those of the data, by torch-fidelity."""
 
-    weights: str = opt(help="the extractor's file; mdmkit-words: as mdmkit.evaluate.words makes it")
+    weights: str = opt(help="the extractor's file; mdmkit-words: made by mdmkit extractor")
     extractor: str = opt("mdmkit-words", "a torch-fidelity feature extractor, as inception-v3-compat")
     data: int = opt(2048, "pictures of the data to compare with", ge=2)
     subsets: int = opt(100, "draws of the kernel distance", ge=1)
@@ -31,7 +31,20 @@ class Fidelity:
     seed: int = opt(0, "of those draws", ge=0)
 
 
+@attrs.frozen
+class VideoFidelity:
+    """Frechet and kernel distance of drawn clips from those of the data, by torch-fidelity."""
+
+    weights: str = opt(help="the extractor's file; mdmkit-words: made by mdmkit extractor, i3d: TorchScript")
+    extractor: str = opt("mdmkit-words", "a feature extractor of clips in torch-fidelity, as i3d")
+    data: int = opt(2048, "clips of the data to compare with", ge=2)
+    subsets: int = opt(100, "draws of the kernel distance", ge=1)
+    subset_size: int = opt(1000, "clips a draw; all where there are fewer", ge=2)
+    seed: int = opt(0, "of those draws", ge=0)
+
+
 COMPONENTS: list[Component] = [
     Component("metric", "fidelity", Fidelity, "mdmkit.evaluate.fidelity:Fidelity"),
+    Component("metric", "video_fidelity", VideoFidelity, "mdmkit.evaluate.fidelity:VideoFidelity"),
     Component("metric", "likelihood", Likelihood, "mdmkit.evaluate.likelihood:Likelihood"),
 ]

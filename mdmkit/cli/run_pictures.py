@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def measure(
 
     from mdmkit import assemble
 
-    shown = [metric for metric in metrics.values() if draws(metric)]
+    shown = {name: metric for name, metric in metrics.items() if draws(metric)}
     captions = captions_of(dataset, recipe.evaluate.count) if shown else []
     # once: it may load a model that guides
     drawing = assemble.drawing(recipe, registry, device=device) if shown else None
@@ -118,17 +119,27 @@ def measure(
         told = {"seed": seed + first, "batch": batch, "drawing": drawing, "inner": inner}
         pyramids = drawn(recipe, registry, nest, text, part, device, **told)
         top = torch.stack([pyramid[-1] for pyramid in pyramids])
-        for metric in shown:
-            metric.update(top, part)
-    compare(recipe, registry, [metric for metric in shown if hasattr(metric, "beside")], dataset, device)
+        for name, metric in shown.items():
+            with one_line(f"metric {name}"):  # as of clips with too few frames for it
+                metric.update(top, part)
+    comparing = [metric for metric in shown.values() if hasattr(metric, "beside")]
+    with one_line("evaluate"):
+        compare(recipe, registry, comparing, dataset, device)
     examine(recipe, registry, [m for m in metrics.values() if not draws(m)], nest, text, dataset, device)
     results: dict[str, Any] = {}
     for name, metric in metrics.items():
-        try:
+        with one_line(f"metric {name}"):  # as of captions that it cannot judge
             results |= {f"{name}.{key}": value for key, value in metric.result().items()}
-        except ValueError as error:  # as of captions that it cannot judge
-            raise MdmkitError(f"metric {name}: {error}") from error
     return results
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Turn a component's refusal into one line that says whose it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise MdmkitError(f"{what}: {error}") from error
 
 
 def compare(

@@ -44,6 +44,7 @@ VERBS: dict[str, Verb] = {
     "import": Verb("mdmkit.cli.import_:command", "read released checkpoints"),
     "export": Verb("mdmkit.cli.export:command", "write a model in another format"),
     "pack": Verb("mdmkit.cli.pack:command", "write a dataset as WebDataset shards"),
+    "extractor": Verb("mdmkit.cli.extractor:command", "learn features for fidelity from a recipe's data"),
     "demo": Verb("mdmkit.cli.demo:command", "a web page to draw with"),
 }
 

@@ -1,17 +1,17 @@
-"""Fidelity: how far drawn pictures as a whole lie from those of the data, by torch-fidelity."""
+"""Fidelity: how far drawn pictures, or clips, as a whole lie from those of the data, by torch-fidelity."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .words_extractor import NAME  # it makes torch-fidelity importable, and is registered there
+from .extractors import WORDS  # they make torch-fidelity importable, and are registered there
 
-__all__ = ["Fidelity", "distances"]
+__all__ = ["Fidelity", "VideoFidelity", "distances"]
 
 
 def distances(
@@ -55,14 +55,18 @@ class Fidelity:
 
     `result` holds what `distances` gives, `pictures` and `data` (how many), and of `mdmkit-words` as
     `extractor_accuracy` the share of held-out pictures that it reads rightly. Raises ValueError for an
-    unknown extractor, for weights that are not there, and where fewer than two pictures of a kind were seen.
+    unknown extractor, for weights that are not there or learned from clips, and where fewer than two pictures
+    of a kind were seen.
     """
+
+    what: ClassVar[str] = "pictures"
+    shape: ClassVar[tuple[str, ...]] = ("B", "3", "H", "W")
 
     def __init__(
         self,
         *,
         weights: str,
-        extractor: str = NAME,
+        extractor: str = WORDS,
         data: int = 2048,
         subsets: int = 100,
         subset_size: int = 1000,
@@ -80,6 +84,11 @@ class Fidelity:
         self.layer = FEATURE_EXTRACTORS_REGISTRY[extractor].get_default_feature_layer_for_metric("fid")
         told = {"feature_extractor_weights_path": str(weights), "verbose": False}
         self.extractor = create_feature_extractor(extractor, [self.layer], cuda=False, **told).to(device)
+        takes = getattr(self.extractor, "takes", "pictures")
+        if takes != self.what:
+            raise ValueError(
+                f"expected an extractor of {self.what}, but {extractor} of {weights!r} takes {takes}"
+            )
         self.told = {"subsets": subsets, "subset_size": subset_size, "seed": seed}
         self.data, self.device = data, device
         self.drawn: list[Tensor] = []
@@ -96,8 +105,9 @@ class Fidelity:
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
         """Features (B, D) of pictures as 8 bits show them."""
-        if pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise ValueError(f"expected pictures (B, 3, H, W), got {tuple(pictures.shape)}")
+        if pictures.ndim != len(self.shape) or pictures.shape[1] != 3:
+            expected = f"{self.what} ({', '.join(self.shape)})"
+            raise ValueError(f"expected {expected}, got {tuple(pictures.shape)}")
         shown = ((pictures.detach().float().to(self.device) + 1) * 127.5).round().clamp(0, 255)
         return self.extractor(shown.to(torch.uint8))[0].cpu()
 
@@ -105,9 +115,29 @@ class Fidelity:
         """The distances over all pictures so far."""
         drawn, real = (sum(map(len, seen)) for seen in (self.drawn, self.real))
         if min(drawn, real) < 2:
-            raise ValueError(f"expected at least 2 drawn pictures and 2 of the data, got {drawn} and {real}")
+            raise ValueError(
+                f"expected at least 2 drawn {self.what} and 2 of the data, got {drawn} and {real}"
+            )
         found = distances(torch.cat(self.drawn), torch.cat(self.real), **self.told)
-        found |= {"pictures": float(drawn), "data": float(real)}
+        found |= {self.what: float(drawn), "data": float(real)}
         if "accuracy" in (facts := getattr(self.extractor, "facts", {})):
             found["extractor_accuracy"] = float(facts["accuracy"])
         return found
+
+
+class VideoFidelity(Fidelity):
+    """Fréchet and kernel distance of drawn clips from the data's, in the features of an extractor of clips.
+
+    As `Fidelity`, of clips (B, 3, F, H, W); a picture is a clip of one frame. extractor: `mdmkit-words` with
+    a network that was learned from clips, or `i3d` with the usual file of it (FVD, arXiv 1812.01717). Anyone
+    may register more in torch-fidelity, whose `takes` is "clips": they are given uint8 (B, 3, F, H, W).
+
+    `result` has `clips` in the place of `pictures`.
+    """
+
+    what = "clips"
+    shape = ("B", "3", "F", "H", "W")
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """Features (B, D) of clips as 8 bits show them."""
+        return super().features(pictures.unsqueeze(2) if pictures.ndim == 4 else pictures)

@@ -106,14 +106,15 @@ def cached(folder: Path) -> dict[str, Any]:
     return {"width": 16, "encoder": Use("t5", 1, t5, "text_encoder")}
 
 
-def words(folder: Path) -> Path:
-    """A network of words that has learned nothing."""
+def words(folder: Path, frames: int | None = None) -> Path:
+    """A network of words that has learned nothing, of pictures or of clips."""
     from mdmkit.evaluate.words import WordsNet, save
 
     if find_spec("torch_fidelity") is None:
         pytest.skip("needs torch-fidelity")
     torch.manual_seed(0)
-    save(folder / "words.safetensors", WordsNet(["red", "circle"], side=16, width=8), {"accuracy": 0.0})
+    net = WordsNet(["red", "circle"], side=16, width=8, frames=frames)
+    save(folder / "words.safetensors", net, {"accuracy": 0.0})
     return folder / "words.safetensors"
 
 
@@ -156,6 +157,7 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     },
     "guidance/auto": lambda folder: {"weak": str(folder)},
     "metric/fidelity": lambda folder: {"weights": str(words(folder))},
+    "metric/video_fidelity": lambda folder: {"weights": str(words(folder, frames=4))},
     "growth/staged": lambda folder: {"stages": staged("Stage", {}, {}, {})},
     "growth/freeze_then_thaw": lambda folder: {"stages": staged("FreezeStage", {}, {"freeze": 2}, {})},
     "growth/fade_in": lambda folder: {"stages": staged("FadeStage", {}, {"fade": 2}, {})},
