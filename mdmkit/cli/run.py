@@ -258,6 +258,7 @@ def work(
                 told.event(told.step, "pictures_by_size", stage.parts.by_size.facts())
                 told.note(str(stage.parts.by_size))
             told.padding(recipe, stage.parts.nest)
+            told.stills(recipe, registry)
             registry.hook.mdmkit_run_start(run=info)
 
         total = total_steps(recipe, registry)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
     from mdmkit.train.logs import Progress
 
@@ -80,6 +81,16 @@ class Told:
             self.note(
                 f'text.pad = "{pad}" pads to the longest caption of a micro-batch, and the network looks at '
                 'padding: numbers depend on ranks and train.accumulate; with text.pad = "max" they do not'
+            )
+
+    def stills(self, recipe: Recipe, registry: Registry) -> None:
+        """Say where a model of clips is shown nothing that moves."""
+        from mdmkit.assemble import draws_clips
+
+        if draws_clips(recipe) and not registry.takes(recipe.data.source, "frames", kind="dataset"):
+            self.note(
+                f"data.use = '{recipe.data.source.name}' has only pictures, and the model draws clips: it "
+                "learns nothing of motion; give clips, and these as data.pictures with a data.picture_share"
             )
 
     def once(self, what: str, line: str) -> None:

@@ -182,3 +182,10 @@ def test_a_model_of_pictures_has_no_pictures_beside_its_clips() -> None:
     # two sources of pictures are another thing
     text = text.replace("picture_share", 'pictures = { use = "shapes", objects = [2, 2] }\npicture_share')
     assert loads(text, registry=REGISTRY).data.picture_share == 0.5
+
+
+def test_a_model_of_clips_that_sees_only_pictures_says_so(tmp_path: Path) -> None:
+    text = MIXED.replace('use = "moving_shapes"\npicture_share = 0.25', 'use = "shapes"')
+    done = tiny.here("run", tiny.write_recipe(tmp_path, text), "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "data.use = 'shapes' has only pictures, and the model draws clips" in done.err
