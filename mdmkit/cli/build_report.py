@@ -27,7 +27,9 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
     parts = []
     for index, here in enumerate(stages):
         if len(stages) > 1:
-            of = f"{here.train.steps:,} steps of {here.train.batch:,} pictures"
+            what = "clips" if assemble.draws_clips(here) else "pictures"
+            what = "clips and pictures" if here.data.picture_share and what == "clips" else what
+            of = f"{here.train.steps:,} steps of {here.train.batch:,} {what}"
             parts.append(f"  stage {index}: {of}")
         parts.append(stage_report(here, registry))
     return "\n".join(parts)

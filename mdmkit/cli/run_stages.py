@@ -30,6 +30,7 @@ __all__ = [
     "fork",
     "grown",
     "refuse_too_large",
+    "refuse_unreached",
     "stage_run",
     "total_steps",
     "train_stage",
@@ -217,6 +218,21 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
             needed.append((activations, model, on_one[0]))
         activations, model, most = max(needed)  # groups run one after another
         check_fits(model, activations, device=device, bf16=plan.precision == "bf16", pictures=most)
+
+
+def refuse_unreached(recipe: Recipe, registry: Registry) -> None:
+    """Refuse stages to come with levels that no picture is as large as, where rows stop at their size.
+
+    Raises:
+        WrongInput: in any of them.
+    """
+    from mdmkit import assemble
+    from mdmkit.recipe.stages import stage_recipes
+    from mdmkit.resolutions import BySource
+
+    for here in stage_recipes(recipe, registry)[1:]:
+        if isinstance(assemble.resolution_sampler(here, registry), BySource):
+            assemble.by_size(here, registry, assemble.dataset(here, registry))
 
 
 def ask_to_grow(folder: Path, recipe: Recipe, registry: Registry) -> None:

@@ -62,6 +62,13 @@ class Told:
                 f"step {step} is skipped: its loss or gradient is not finite ({facts['in_row']} in a row)"
             )
 
+    def sizes(self, stage: StageRun) -> None:
+        """Say how many pictures reach which level, where rows stop at the size of their picture."""
+        found = stage.parts.by_size
+        if found is not None:
+            self.event(max(self.step, stage.plan.phase.first), "pictures_by_size", found.facts())
+            self.note(str(found))
+
     def grown(self, folder: Path, stage: StageRun) -> None:
         """Say that the network has grown; once, though a run that is resumed there grows again."""
         from mdmkit.train.logs import LOG_NAME, read_log
@@ -73,6 +80,7 @@ class Told:
         log = read_log(folder / LOG_NAME)
         if not any(entry.get("event") == "grown" and entry["step"] == phase.first for entry in log):
             self.event(phase.first, "grown", facts)
+            self.sizes(stage)
 
     def padding(self, recipe: Recipe, nest: Any) -> None:
         """Say where captions are padded to their batch and the network looks at that."""

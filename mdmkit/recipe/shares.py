@@ -118,16 +118,11 @@ def pictures_stand_beside_clips(data: Data, model: Model, train: Train) -> Itera
         )
 
 
-def by_source_reads_pictures(model: Model, train: Train, growth: Use) -> Iterator[Problem]:
-    """Rows stop at the size of a picture among all levels, not of a grid of frames or in a stage."""
-    if train.levels.name != "by_source":
-        return
-    if any(getattr(level.network.settings, "frames", 1) > 1 for level in model.levels):
+def by_source_reads_pictures(model: Model, train: Train) -> Iterator[Problem]:
+    """Rows stop at the size of a picture, not of a grid of frames."""
+    frames = (getattr(level.network.settings, "frames", 1) for level in model.levels)
+    if train.levels.name == "by_source" and any(count > 1 for count in frames):
         yield Problem("train.levels", "'by_source' is for pictures, not for frames; take 'mixed'")
-    if growth.name != "none":
-        yield Problem(
-            "train.levels", "'by_source' needs all levels from the start on; take 'mixed', or growth 'none'"
-        )
 
 
 def rows_pass_given_levels(train: Train, diffusion: Diffusion) -> Iterator[Problem]:

@@ -137,6 +137,7 @@ def train(
             (group,) = groups_of(at)
             steps, multiple = at - phase.first, world.size * plan.accumulate
             before = stopping(parts.resolution_sampler.so_far(steps, plan.batch, multiple))
+            before = [phase.pictures + count for count in before]  # not those of the stages before again
             rows = [row for rows in rows_of(group) for row in numbered(rows, group.per_level, before)]
             yield [by_size.position(level, number) for level, number in rows]
 
