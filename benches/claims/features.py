@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ __all__ = ["make"]
 HERE = Path(__file__).parent
 
 
-def make(recipe: Path, out: Path, **settings: Any) -> dict[str, float]:
+def make(recipe: Path, out: Path, *, sets: Sequence[str] = (), **settings: Any) -> dict[str, float]:
     """Learn and write it; how well it reads."""
     registry = load_registry()
-    dataset = assemble.dataset(load(recipe, registry=registry), registry)
+    dataset = assemble.dataset(load(recipe, sets, registry), registry)
     net, told = learn(dataset, **settings)
     out.parent.mkdir(parents=True, exist_ok=True)
     save(out, net, {**told, **settings, "threads": torch.get_num_threads(), "torch": torch.__version__})
