@@ -16,6 +16,7 @@ from mdmkit.recipe.checks import clip_frames, side
 if TYPE_CHECKING:
     import torch
 
+    from mdmkit.data.beside import Beside
     from mdmkit.data.by_size import BySize
     from mdmkit.diffusion import Diffusion
     from mdmkit.nn import NestedUNet
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mdmkit.train.plan import Parts, Phase, Plan
 
 __all__ = [
+    "beside",
     "by_size",
     "check_guidance",
     "cond_dim",
@@ -207,6 +209,19 @@ def dataset(
     return registry.build(source, kind="dataset", **told)
 
 
+def beside(recipe: Recipe, registry: Registry, clips: Any) -> Beside | None:
+    """Pictures beside these clips, where batches have both."""
+    from mdmkit.data.beside import Beside
+    from mdmkit.streams import seed_of
+
+    if not recipe.data.picture_share:
+        return None
+    # a seed of its own: pictures out of the clips are not those beside them in a batch
+    told = {"seed": seed_of(recipe.run.seed, "pictures"), "resolution": clips.resolution}
+    source = recipe.data.pictures or recipe.data.source
+    return Beside(clips, registry.build(source, kind="dataset", **told))
+
+
 def weighting(recipe: Recipe, registry: Registry) -> Any:
     """The loss weight over logsnr."""
     return registry.build(recipe.diffusion.weighting, kind="weighting")
@@ -339,6 +354,7 @@ def plan(recipe: Recipe, phase: Phase | None = None) -> Plan:
         clip=said.clip,
         ema=said.ema,
         caption_dropout=said.caption_dropout,
+        picture_share=recipe.data.picture_share,
         level_weights=recipe.diffusion.level_weights,
         precision=recipe.run.precision,
         max_bad_steps=said.max_bad_steps,
@@ -393,6 +409,7 @@ def parts(recipe: Recipe, registry: Registry, *, device: torch.device | str = "c
         frames=frames(recipe),
         pick=picks_frames(recipe),
         by_size=sorted_by_size,
+        beside=beside(recipe, registry, source),
         weighting=heads,
     )
 

@@ -7,7 +7,7 @@ from mdmkit.nn.cost import level_costs
 from mdmkit.plugins import Registry
 from mdmkit.recipe import Recipe
 from mdmkit.recipe.stages import growth_of, stage_recipe
-from mdmkit.train.plan import reached_rows
+from mdmkit.train.plan import step_groups
 
 __all__ = ["picture_flops", "training_flops"]
 
@@ -29,7 +29,8 @@ def training_flops(recipe: Recipe, registry: Registry) -> int:
     for index in range(len(growth_of(recipe, registry).stages)):
         here = stage_recipe(recipe, registry, index)
         plan = assemble.plan(here)
-        rows = reached_rows(plan, 0, resolution_sampler=assemble.resolution_sampler(here, registry))
-        step = sum(count * flops for count, flops in zip(rows, picture_flops(here, registry), strict=True))
+        (rows,) = step_groups(plan, 0, resolution_sampler=assemble.resolution_sampler(here, registry))
+        costs = picture_flops(here, registry)
+        step = sum(count * flops for count, flops in zip(rows.per_level, costs, strict=True))
         total += 3 * plan.steps * step
     return total

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ __all__ = ["make"]
 HERE = Path(__file__).parent
 
 
-def make(recipe: Path, out: Path, **settings: Any) -> dict[str, float]:
+def make(recipe: Path, out: Path, *, sets: Sequence[str] = (), **settings: Any) -> dict[str, float]:
     """Learn and write it; how well it reads."""
     registry = load_registry()
-    return extractor.make(load(recipe, registry=registry), registry, out, **settings)
+    return extractor.make(load(recipe, sets, registry), registry, out, **settings)
 
 
 def main() -> None:

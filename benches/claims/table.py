@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from run import ARMS, RESULTS, digest
+from run import ARMS, DATA, RESULTS, digest, of_data
 
 from mdmkit.plugins import load_registry
 
@@ -27,6 +27,7 @@ MEASURES = (
     ("fidelity.frechet", "Fréchet", 1, False),
     ("fidelity.kernel", "kernel", 2, False),
     ("prompt_accuracy.all", "all right", 2, True),
+    ("prompt_accuracy.colour", "colour right", 2, True),
 )
 WHAT = {
     "plain": "plain U-Net at 32",
@@ -63,15 +64,21 @@ BETTER = (
 Lines = dict[str, dict[int, dict[str, Any]]]
 
 
-def read() -> Lines:
-    """The results by arm and seed."""
+def read(data: str) -> Lines:
+    """The results on some data by arm and seed."""
     registry = load_registry()
-    now = {arm: digest(arm, registry) for arm in ARMS}
+    now = {arm: digest(arm, registry, data) for arm in ARMS}
     lines: Lines = {arm: {} for arm in ARMS}
     for line in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines()):
-        if line["recipe"] == now.get(line["arm"]):
+        if of_data(line) == data and line["recipe"] == now.get(line["arm"]):
             lines[line["arm"]][line["seed"]] = line
     return lines
+
+
+def measures(lines: Lines) -> list[tuple[str, str, int, bool]]:
+    """Those that were taken: not every prompt can be read off a picture."""
+    seen = {key for seeds in lines.values() for line in seeds.values() for key in line["metrics"]}
+    return [one for one in MEASURES if one[0] in seen]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -83,7 +90,8 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def arms(lines: Lines) -> list[str]:
-    head = ["arm", "what", "seeds", *(name for _, name, _, _ in MEASURES), "colour right"]
+    taken = measures(lines)
+    head = ["arm", "what", "seeds", *(name for _, name, _, _ in taken)]
     head += ["training, TFLOP", "CPU s", "drawing, GFLOP"]
     rows = [head, ["---"] * len(head)]
     for arm, seeds in lines.items():
@@ -92,7 +100,7 @@ def arms(lines: Lines) -> list[str]:
         one = next(iter(seeds.values()))
         told = [
             spread([line["metrics"][key] for line in seeds.values()], digits)
-            for key, _, digits, _ in (*MEASURES, ("prompt_accuracy.colour", "", 2, True))
+            for key, _, digits, _ in taken
         ]
         seconds = spread([line["cpu_seconds"] for line in seeds.values()], 0)
         cost = [f"{one['training_tflop']:.2f}", seconds, f"{one['drawing_gflop']:.1f}"]
@@ -101,12 +109,15 @@ def arms(lines: Lines) -> list[str]:
 
 
 def claims(lines: Lines) -> list[str]:
-    head = ["", "claim, at equal training compute", "arms", *(name for _, name, _, _ in MEASURES), "so"]
+    taken = [one for one in measures(lines) if one[0] != "prompt_accuracy.colour"]  # all right has it
+    head = ["", "claim, at equal training compute", "arms", *(name for _, name, _, _ in taken), "so"]
     rows = [head, ["---"] * len(head)]
     for letter, claim, better, worse in BETTER:
+        if not lines[better] and not lines[worse]:
+            continue
         both = sorted(lines[better].keys() & lines[worse].keys())
         cells, verdicts = [], []
-        for key, _, digits, more in MEASURES:
+        for key, _, digits, more in taken:
             sign = 1 if more else -1
             gains = [
                 sign * (lines[better][seed]["metrics"][key] - lines[worse][seed]["metrics"][key])
@@ -129,8 +140,13 @@ def verdict(good: int, seeds: int) -> str:
     return "does not" if good == 0 else "undecided"
 
 
-def section(lines: Lines) -> str:
-    return "\n".join([BEGIN, "", *arms(lines), "", *claims(lines), "", END])
+def section() -> str:
+    parts = [BEGIN]
+    for data in DATA:
+        lines = read(data)
+        if any(lines.values()):
+            parts += ["", f"**{data.capitalize()}.**", "", *arms(lines), "", *claims(lines)]
+    return "\n".join([*parts, "", END])
 
 
 def main() -> None:
@@ -140,7 +156,7 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    new = before + section(read()) + after
+    new = before + section() + after
     if options.check and new != text:
         raise SystemExit(f"{README} has another table than {RESULTS} gives; run benches/claims/table.py")
     README.write_text(new, encoding="utf-8")

@@ -166,8 +166,9 @@ class FrameAttention:
     head_dim: int = opt(HEAD_DIM, "channels a head", ge=1)
     positions: str = opt(
         "rotary",
-        "rotary: turned by the frame; relative: learned for each distance; none: frames may be permuted",
-        choices=("rotary", "relative", "none"),
+        "rotary: turned by the frame; relative: learned for each distance; sinusoidal: by its number, so "
+        "that a still clip is not its picture; none: frames may be permuted",
+        choices=("rotary", "relative", "sinusoidal", "none"),
     )
     causal: bool = opt(False, "a frame sees itself and those before")
     spatial_heads: int = opt(0, "heads that attend over the places of their own frame instead", ge=0)
@@ -185,6 +186,8 @@ class FrameAttention:
         heads = channels // self.head_dim
         if channels % self.head_dim == 0 and self.spatial_heads >= heads:
             return f"temporal.spatial_heads={self.spatial_heads} leaves none of the {heads} heads for time"
+        if self.positions == "sinusoidal" and channels % 2:
+            return f"sinusoidal positions come in pairs: expected even channels, got {channels}"
         return divides_problem("head_dim", self.head_dim, "channels", channels)
 
 

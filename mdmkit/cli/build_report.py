@@ -14,6 +14,8 @@ from mdmkit.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+    from mdmkit.nn.cost import LevelCost
+
 __all__ = ["build_report"]
 
 
@@ -25,7 +27,9 @@ def build_report(recipe: Recipe, registry: Registry) -> str:
     parts = []
     for index, here in enumerate(stages):
         if len(stages) > 1:
-            of = f"{here.train.steps:,} steps of {here.train.batch:,} pictures"
+            what = "clips" if assemble.draws_clips(here) else "pictures"
+            what = "clips and pictures" if here.data.picture_share and what == "clips" else what
+            of = f"{here.train.steps:,} steps of {here.train.batch:,} {what}"
             parts.append(f"  stage {index}: {of}")
         parts.append(stage_report(here, registry))
     return "\n".join(parts)
@@ -67,10 +71,20 @@ def stage_report(recipe: Recipe, registry: Registry) -> str:
         from mdmkit import start as starts
 
         start = [f"  {starts.find(recipe, registry)}"]
-    steps = [sum(cost.flops * count for cost, count in zip(costs, rows, strict=True)) for rows in by_step]
-    flops = sum(steps) / len(steps)
+    flops = mean_flops(costs, by_step)
+    if recipe.data.picture_share and what == "clip":
+        still = [(1, *side[-2:]) for side in sides]
+        beside = micro_batches(recipe, registry, pictures=True)
+        flops += mean_flops(level_costs(nest, still, (1,) * len(still), tokens, width), beside)
+        memory += f"; {max(rows[0] for rows in beside)} pictures at another"
     time = f"  {training_time(recipe, flops * recipe.train.accumulate)}"
     return "\n".join([aligned(rows), memory, time, *start])
+
+
+def mean_flops(costs: Sequence[LevelCost], by_step: Sequence[Sequence[int]]) -> float:
+    """FLOPs of the forward passes of a micro-batch, in the mean over steps, by its rows at each level."""
+    steps = [sum(cost.flops * count for cost, count in zip(costs, rows, strict=True)) for rows in by_step]
+    return sum(steps) / len(steps)
 
 
 def training_time(recipe: Recipe, forward_flops: float) -> str:
@@ -113,17 +127,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / day:,.0f} days" if seconds < 730 * day else f"{seconds / day / 365.25:,.0f} years"
 
 
-def micro_batches(recipe: Recipe, registry: Registry) -> list[tuple[int, ...]]:
-    """Rows that reach each level in one pass on one device, in several steps."""
-    from mdmkit.resolutions import rows_per_level, some_steps
+def micro_batches(recipe: Recipe, registry: Registry, *, pictures: bool = False) -> list[tuple[int, ...]]:
+    """Rows that reach each level in one pass on one device, in several steps; or pictures beside clips."""
+    from mdmkit.resolutions import some_steps
+    from mdmkit.train.plan import step_groups
 
-    batch = recipe.train.batch
-    assert batch is not None, "recipes are checked for it, stage by stage"
-    sampler, parts = assemble.resolution_sampler(recipe, registry), recipe.train.accumulate
+    plan, sampler = assemble.plan(recipe), assemble.resolution_sampler(recipe, registry)
     found = []
     for step in some_steps(recipe.train.steps):
-        rows = rows_per_level(sampler.shares(recipe.run.seed, step), batch, multiple=parts)
-        found.append(tuple(count // parts for count in rows))
+        groups = step_groups(plan, step, resolution_sampler=sampler)
+        (rows,) = (group.per_level for group in groups if group.pictures == pictures)
+        unreached = (0,) * (len(recipe.model.levels) - len(rows))
+        found.append((*(count // plan.accumulate for count in rows), *unreached))
     return found
 
 

@@ -41,6 +41,10 @@ def command(
         os.environ["MDMKIT_ALLOW_PIPE"] = "1"
     registry = open_registry(plugins)
     parsed = load(recipe, sets, registry, allow_pipe=allow_pipe)
+    if parsed.run.threads is not None:
+        import torch
+
+        torch.set_num_threads(parsed.run.threads)
     told = make(parsed, registry, out, pictures=count, steps=steps, seed=seed)
     print(out)
     print(json.dumps(told), file=sys.stderr)
@@ -59,8 +63,6 @@ def make(recipe: Recipe, registry: Registry, out: Path, **settings: Any) -> dict
     from mdmkit.train.folder import one_line_disk_errors
     from mdmkit.train.memory import one_line_memory_errors
 
-    if recipe.run.threads is not None:
-        torch.set_num_threads(recipe.run.threads)
     with one_line_disk_errors(out), one_line_memory_errors("look at fewer pictures (--count)"):
         out.parent.mkdir(parents=True, exist_ok=True)  # first: what is wrong with it is known soonest
         try:

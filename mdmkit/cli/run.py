@@ -24,6 +24,7 @@ from .run_stages import (
     fork,
     grown,
     refuse_too_large,
+    refuse_unreached,
     stage_run,
     total_steps,
     train_stage,
@@ -153,6 +154,7 @@ def execute(
             assemble.check_guidance(recipe, registry)  # not after hours of training
             assemble.metrics(recipe, registry)  # nor that a file of theirs is missing
             stage = stage_run(recipe, registry, checkpoint, device=device)
+            refuse_unreached(recipe, registry)
             if start is not None:
                 start.copy_into(trained_parameters(stage.parts.nest, stage.parts.text))
             # a run that cannot be put together leaves no folder behind
@@ -254,10 +256,9 @@ def work(
             if start is not None:
                 told.event(0, "started_from", start.facts())
                 told.note(str(start))
-            if stage.parts.by_size is not None:
-                told.event(told.step, "pictures_by_size", stage.parts.by_size.facts())
-                told.note(str(stage.parts.by_size))
+            told.sizes(stage)
             told.padding(recipe, stage.parts.nest)
+            told.stills(recipe, registry)
             registry.hook.mdmkit_run_start(run=info)
 
         total = total_steps(recipe, registry)

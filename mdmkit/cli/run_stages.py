@@ -30,6 +30,7 @@ __all__ = [
     "fork",
     "grown",
     "refuse_too_large",
+    "refuse_unreached",
     "stage_run",
     "total_steps",
     "train_stage",
@@ -189,27 +190,49 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
     from mdmkit.recipe.stages import stage_recipes
     from mdmkit.resolutions import some_steps
     from mdmkit.train.memory import check_fits, training_memory
-    from mdmkit.train.plan import reached_rows
+    from mdmkit.train.plan import step_groups
 
     for here in stage_recipes(recipe, registry):
         plan, sampler = assemble.plan(here), assemble.resolution_sampler(here, registry)
-        by_step = [
-            reached_rows(plan, step, resolution_sampler=sampler, ranks=ranks)
+        groups = [
+            group
             for step in some_steps(here.train.steps)
+            for group in step_groups(plan, step, resolution_sampler=sampler, ranks=ranks)
         ]
-        # the step that takes most: levels that a step does not reach take no rows
-        rows = tuple(map(max, itertools.zip_longest(*by_step, fillvalue=0)))
-        parts = ranks * plan.accumulate
-        on_one = tuple(count // parts for count in rows)
+        nest, parts = assemble.nest(here, registry, device="meta"), ranks * plan.accumulate
         tokens = (getattr(here.text.settings, "max_tokens", None) or 1) if here.text else 0
-        model, activations = training_memory(
-            assemble.nest(here, registry, device="meta"),
-            assemble.resolutions(here),
-            on_one,
-            tokens=tokens,
-            cond_dim=assemble.cond_dim(here),
-        )
-        check_fits(model, activations, device=device, bf16=plan.precision == "bf16", pictures=on_one[0])
+        needed = []
+        for pictures in {group.pictures for group in groups}:
+            # the step that takes most: levels that a step does not reach take no rows
+            by_step = [group.per_level for group in groups if group.pictures == pictures]
+            rows = tuple(map(max, itertools.zip_longest(*by_step, fillvalue=0)))
+            on_one = tuple(count // parts for count in rows)
+            sizes = assemble.resolutions(here)
+            model, activations = training_memory(
+                nest,
+                [(1, *size[-2:]) if pictures and len(size) == 3 else size for size in sizes],
+                on_one,
+                tokens=tokens,
+                cond_dim=assemble.cond_dim(here),
+            )
+            needed.append((activations, model, on_one[0]))
+        activations, model, most = max(needed)  # groups run one after another
+        check_fits(model, activations, device=device, bf16=plan.precision == "bf16", pictures=most)
+
+
+def refuse_unreached(recipe: Recipe, registry: Registry) -> None:
+    """Refuse stages to come with levels that no picture is as large as, where rows stop at their size.
+
+    Raises:
+        WrongInput: in any of them.
+    """
+    from mdmkit import assemble
+    from mdmkit.recipe.stages import stage_recipes
+    from mdmkit.resolutions import BySource
+
+    for here in stage_recipes(recipe, registry)[1:]:
+        if isinstance(assemble.resolution_sampler(here, registry), BySource):
+            assemble.by_size(here, registry, assemble.dataset(here, registry))
 
 
 def ask_to_grow(folder: Path, recipe: Recipe, registry: Registry) -> None:

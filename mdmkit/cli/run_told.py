@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mdmkit.plugins import Registry
     from mdmkit.recipe.schema import Recipe
     from mdmkit.train.logs import Progress
 
@@ -61,6 +62,13 @@ class Told:
                 f"step {step} is skipped: its loss or gradient is not finite ({facts['in_row']} in a row)"
             )
 
+    def sizes(self, stage: StageRun) -> None:
+        """Say how many pictures reach which level, where rows stop at the size of their picture."""
+        found = stage.parts.by_size
+        if found is not None:
+            self.event(max(self.step, stage.plan.phase.first), "pictures_by_size", found.facts())
+            self.note(str(found))
+
     def grown(self, folder: Path, stage: StageRun) -> None:
         """Say that the network has grown; once, though a run that is resumed there grows again."""
         from mdmkit.train.logs import LOG_NAME, read_log
@@ -72,6 +80,7 @@ class Told:
         log = read_log(folder / LOG_NAME)
         if not any(entry.get("event") == "grown" and entry["step"] == phase.first for entry in log):
             self.event(phase.first, "grown", facts)
+            self.sizes(stage)
 
     def padding(self, recipe: Recipe, nest: Any) -> None:
         """Say where captions are padded to their batch and the network looks at that."""
@@ -80,6 +89,16 @@ class Told:
             self.note(
                 f'text.pad = "{pad}" pads to the longest caption of a micro-batch, and the network looks at '
                 'padding: numbers depend on ranks and train.accumulate; with text.pad = "max" they do not'
+            )
+
+    def stills(self, recipe: Recipe, registry: Registry) -> None:
+        """Say where a model of clips is shown nothing that moves."""
+        from mdmkit.assemble import draws_clips
+
+        if draws_clips(recipe) and not registry.takes(recipe.data.source, "frames", kind="dataset"):
+            self.note(
+                f"data.use = '{recipe.data.source.name}' has only pictures, and the model draws clips: it "
+                "learns nothing of motion; give clips, and these as data.pictures with a data.picture_share"
             )
 
     def once(self, what: str, line: str) -> None:

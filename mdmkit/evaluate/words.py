@@ -138,16 +138,17 @@ def learn(
 
 
 def telling(captions: Sequence[str], most: int, *, in_time: bool = False) -> tuple[str, ...]:
-    """The commonest words of three letters or more, and "up", that stand in 1 to 90 percent of captions."""
+    """The commonest words that stand in 1 to 90 percent of captions, of three letters or more."""
     counts = Counter(word for caption in captions for word in words_of(caption, in_time=in_time))
-    some = [word for word, n in counts.items() if 0.01 <= n / len(captions) <= 0.9 and is_long(word)]
+    some = [word for word, n in counts.items() if 0.01 <= n / len(captions) <= 0.9]
+    some = [word for word in some if is_long(word, in_time=in_time)]
     return tuple(sorted(some, key=lambda word: (-counts[word], word))[:most])
 
 
-def is_long(word: str) -> bool:
-    """Whether a word says more than how others hang together; of those of two letters "up" says where to."""
+def is_long(word: str, *, in_time: bool) -> bool:
+    """Whether a word does more than hold others together; of clips "up" does, as it says where to."""
     last = word.rpartition(" ")[2]
-    return len(last) > 2 or last == "up"
+    return len(last) > 2 or (in_time and last == "up")
 
 
 def words_of(caption: str, *, in_time: bool = False) -> set[str]:

@@ -2,7 +2,8 @@
 
 The frames of a clip are rows that follow each other, (B F, C, H, W). Each layer starts as the identity, so
 that a network over pictures to which it is added says of every frame what it said; and of a clip that stands
-still each says what it says of one of its frames alone, so that a picture is a clip of one frame.
+still each says what it says of one of its frames alone, so that a picture is a clip of one frame. Sinusoidal
+positions give up the second: who knows a frame's number tells frames apart that look alike.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from torch.utils.checkpoint import checkpoint
 from mdmkit.divisors import check_divides
 
 from .attention import Attend, join_heads, sdpa
+from .embed import sinusoid
 from .frames import along_time, held
 from .video import Rotary
 from .zero import zeroed
 
 __all__ = ["FrameAttention", "FrameConv", "FrameShift", "TemporalLayer"]
 
+POSITIONS = ("rotary", "relative", "sinusoidal", "none")
 
 class TemporalLayer(Protocol):
     """A layer along time: x (B F, C, H, W), emb (B, emb_dim), frames F to (B F, C, H, W); see the module.
@@ -39,7 +42,9 @@ class FrameAttention(nn.Module):
 
     positions: "rotary" turns queries and keys by their frame (RoFormer, 2104.09864); "relative" adds a number
     to each score that is learned for each head and distance, up to `max_distance`, from where on it stays
-    (Shaw et al. 2018, 1803.02155, in the form of T5); "none": frames may be permuted. causal: a frame sees
+    (Shaw et al. 2018, 1803.02155, in the form of T5); "sinusoidal" adds waves of a frame's number to what is
+    attended to (Vaswani et al. 2017, 1706.03762), so that a frame knows whether it begins or ends a clip, and
+    a clip that stands still is no longer its picture; "none": frames may be permuted. causal: a frame sees
     itself and those before. spatial_heads: so many of the heads attend over the places of their own frame
     instead (factorised dot-product attention: ViViT, 2103.15691, model 4). chunk: at most so many places at a
     time, for less memory and the same numbers: in training each part is run again in the backward pass.
@@ -64,9 +69,11 @@ class FrameAttention(nn.Module):
     ) -> None:
         super().__init__()
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        if positions not in ("rotary", "relative", "none"):
-            raise ValueError(f"expected positions 'rotary', 'relative' or 'none', got {positions!r}")
+        if positions not in POSITIONS:
+            raise ValueError(f"expected positions out of {', '.join(POSITIONS)}, got {positions!r}")
         check_divides("head_dim", head_dim, "channels", channels)
+        if positions == "sinusoidal" and channels % 2:
+            raise ValueError(f"sinusoidal positions come in pairs: expected even channels, got {channels}")
         self.heads, self.spatial_heads = channels // head_dim, spatial_heads
         if not 0 <= spatial_heads < self.heads:
             raise ValueError(
@@ -76,6 +83,7 @@ class FrameAttention(nn.Module):
         self.causal, self.chunk, self.max_distance = causal, chunk, max_distance
         self.norm = nn.LayerNorm(channels, **where)
         self.qkv = nn.Linear(channels, 3 * channels, **where)
+        self.numbered = positions == "sinusoidal"
         self.rotary = Rotary(head_dim, **where) if positions == "rotary" else None
         self.bias = None
         if positions == "relative":
@@ -125,7 +133,11 @@ class FrameAttention(nn.Module):
             for p in (self.qkv.weight, self.qkv.bias)
         )
         some = len(range(self.heads)[heads])
-        return list(F.linear(self.norm(tokens), weight, bias).unflatten(-1, (3, some, -1)).unbind(-3))
+        told = self.norm(tokens)
+        if self.numbered:
+            frames, channels = tokens.shape[-2:]
+            told = told + sinusoid(torch.arange(frames, device=told.device), channels).to(told.dtype)
+        return list(F.linear(told, weight, bias).unflatten(-1, (3, some, -1)).unbind(-3))
 
     def over_time(self, tokens: Tensor, beside: Tensor | None, attend: Attend) -> Tensor:
         """The layer at some places: tokens (B, P, F, C); beside (B, P, F, c), what the other heads found."""

@@ -24,6 +24,7 @@ from .shares import (
     by_source_reads_pictures,
     levels_are_shared_out,
     levels_are_trained,
+    pictures_stand_beside_clips,
     rows_pass_given_levels,
 )
 
@@ -329,6 +330,7 @@ RULES: tuple[Callable[..., Iterable[Problem]], ...] = (
     levels_are_trained,
     batch_feeds_levels,
     by_source_reads_pictures,
+    pictures_stand_beside_clips,
     rows_pass_given_levels,
     some_levels_are_drawn,
     given_levels_are_not_examined,

@@ -30,6 +30,12 @@ class Data:
     """The dataset and how it is read."""
 
     source: Use = slot("dataset", help="where samples come from", flat=True)
+    picture_share: float = opt(
+        0.0, "of a model of clips: the part of each batch's rows that are single pictures", ge=0.0, lt=1.0
+    )
+    pictures: Use | None = slot(
+        "dataset", None, "where those pictures come from; frames of the clips where not given"
+    )
     workers: int = opt(0, "processes that read and decode ahead; changes no number", ge=0)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from .options import Use
 from .problems import Problem
-from .schema import Diffusion, Model, Train
+from .schema import Data, Diffusion, Model, Train
 
 __all__ = [
     "batch_feeds_levels",
     "by_source_reads_pictures",
     "levels_are_shared_out",
     "levels_are_trained",
+    "pictures_stand_beside_clips",
     "rows_pass_given_levels",
 ]
 
@@ -71,31 +73,56 @@ def levels_are_trained(model: Model, train: Train, diffusion: Diffusion, growth:
         )
 
 
-def batch_feeds_levels(train: Train) -> Iterator[Problem]:
-    """Each micro-batch has at least one row of each level with a share."""
+def batch_feeds_levels(train: Train, data: Data) -> Iterator[Problem]:
+    """Each micro-batch, also one of pictures beside clips, has a row of each level with a share."""
     if train.batch is None or train.batch % train.accumulate or train.levels.name == "stochastic":
         return
     # a curriculum on its way has all that it has at one of its ends
     levels = sum(any(part > 0 for part in parts) for parts in zip(*shares_of(train).values(), strict=False))
+    micro = f" in {train.accumulate} micro-batches" if train.accumulate > 1 else ""
     if train.batch < levels * train.accumulate:
-        micro = f" in {train.accumulate} micro-batches" if train.accumulate > 1 else ""
         yield Problem(
             "train.batch",
             f"{train.batch} rows{micro} cannot give each of the {levels} levels of train.levels a row; "
             f"use >= {levels * train.accumulate}",
         )
+    elif data.picture_share:
+        units = train.batch // train.accumulate
+        # as step_groups has it: the nearest, but never none of a kind
+        pictures = max(1, min(units - 1, math.ceil(data.picture_share * units - 0.5)))
+        few, need = min(pictures, units - pictures), max(levels, 1)
+        if few < need:
+            what = "pictures" if few == pictures else "clips"
+            yield Problem(
+                "data.picture_share",
+                f"{data.picture_share:g} of {train.batch} rows{micro} leaves {few} for {what}, expected >= "
+                f"{need}, a row for each level that train.levels gives one; change train.batch or the share",
+            )
 
 
-def by_source_reads_pictures(model: Model, train: Train, growth: Use) -> Iterator[Problem]:
-    """Rows stop at the size of a picture among all levels, not of a grid of frames or in a stage."""
-    if train.levels.name != "by_source":
-        return
-    if any(getattr(level.network.settings, "frames", 1) > 1 for level in model.levels):
-        yield Problem("train.levels", "'by_source' is for pictures, not for frames; take 'mixed'")
-    if growth.name != "none":
+def pictures_stand_beside_clips(data: Data, model: Model, train: Train) -> Iterator[Problem]:
+    """Pictures have a share of the rows where they are asked for, and the other rows are clips."""
+    if data.pictures is not None and not data.picture_share:
         yield Problem(
-            "train.levels", "'by_source' needs all levels from the start on; take 'mixed', or growth 'none'"
+            "data.pictures", "no row of a batch is for them; say data.picture_share, or leave it out"
         )
+    if not data.picture_share:
+        return
+    if train.levels.name == "by_source":
+        yield Problem("data.picture_share", "'by_source' reads one source of pictures; leave it out")
+    frames = (getattr(level.network.settings, "frames", 1) for level in model.levels)
+    if data.pictures is None and all(count == 1 for count in frames):
+        yield Problem(
+            "data.picture_share",
+            "the model draws pictures, and all rows are; leave it out, or say data.pictures",
+        )
+
+
+def by_source_reads_pictures(model: Model, train: Train) -> Iterator[Problem]:
+    """Rows stop at the size of a picture, not of a grid of frames."""
+    frames = (getattr(level.network.settings, "frames", 1) for level in model.levels)
+    if train.levels.name == "by_source" and any(count > 1 for count in frames):
+        yield Problem("train.levels", "'by_source' is for pictures, not for frames; take 'mixed'")
 
 
 def rows_pass_given_levels(train: Train, diffusion: Diffusion) -> Iterator[Problem]:

@@ -44,11 +44,15 @@ def stage_recipe(recipe: Recipe, registry: Registry, index: int) -> Recipe:
         diffusion = attrs.evolve(diffusion, level_weights=diffusion.level_weights[: stage.levels])
     if index and getattr(growth, "apart", False):
         diffusion = attrs.evolve(diffusion, given=growth.stages[index - 1].levels)
+    data = recipe.data
+    if data.pictures is None and all(getattr(level.network.settings, "frames", 1) == 1 for level in levels):
+        data = attrs.evolve(data, picture_share=0.0)  # its rows are all pictures
     batch = stage.batch or recipe.train.batch
     assert batch is not None, "steps_stand_once has seen to it"
     steps = stage.length(batch)
     return attrs.evolve(
         recipe,
+        data=data,
         model=attrs.evolve(recipe.model, levels=levels),
         diffusion=diffusion,
         train=attrs.evolve(

@@ -22,13 +22,15 @@ class Rows:
     per_level: tuple[int, ...]
 
 
-def micro_batches(rows_per_level: Sequence[int], *, rank: int, ranks: int, accumulate: int) -> list[Rows]:
-    """Split a global batch over ranks and micro-batches, equally at every level.
+def micro_batches(
+    rows_per_level: Sequence[int], *, rank: int, ranks: int, accumulate: int, first: int = 0
+) -> list[Rows]:
+    """Split a global batch, or a group of its rows, over ranks and micro-batches, equally at every level.
 
-    Micro-batch m of rank k takes the places k + m * ranks, then every (ranks * accumulate)-th: rows with the
-    highest top level stay first in each part, and whoever takes a place draws the same numbers for it.
-    `rows_per_level[r]` rows of the global batch reach level r. ValueError where one is not a multiple of
-    ranks * accumulate.
+    Micro-batch m of rank k takes the places k + m * ranks, then every (ranks * accumulate)-th, counted from
+    the group's `first`: rows with the highest top level stay first in each part, and whoever takes a place
+    draws the same numbers for it. `rows_per_level[r]` rows reach level r. ValueError where one is not a
+    multiple of ranks * accumulate.
     """
     parts = ranks * accumulate
     uneven = [rows for rows in rows_per_level if rows % parts]
@@ -38,7 +40,7 @@ def micro_batches(rows_per_level: Sequence[int], *, rank: int, ranks: int, accum
         )
     return [
         Rows(
-            places=tuple(range(rank + ranks * m, rows_per_level[0], parts)),
+            places=tuple(range(first + rank + ranks * m, first + rows_per_level[0], parts)),
             per_level=tuple(rows // parts for rows in rows_per_level),
         )
         for m in range(accumulate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from .folder import forget_growth, grow_asked, growth_taken
 from .objective import Losses, row_losses
 from .optim import named_state, set_apart
 from .parallel import World, autocast
-from .plan import Parts, Plan, beside_the_model, reached_rows, trained_parameters
+from .plan import Group, Parts, Plan, beside_the_model, step_groups, trained_parameters
 from .signals import Interrupted, stop_signals
 from .state import Checkpoint, load_parts, parts_state, restore, save
 
@@ -98,15 +98,26 @@ def train(
     given = parts.objective.diffusion.given  # inner levels without a loss
     parts.nest.train()
 
-    def counts_of(at: int) -> tuple[int, ...]:
-        return reached_rows(plan, at, resolution_sampler=parts.resolution_sampler, ranks=world.size)
+    def groups_of(at: int) -> tuple[Group, ...]:
+        return step_groups(plan, at, resolution_sampler=parts.resolution_sampler, ranks=world.size)
 
-    def rows_of(at: int) -> list[Rows]:
-        return micro_batches(counts_of(at), rank=world.rank, ranks=world.size, accumulate=plan.accumulate)
+    def rows_of(group: Group) -> list[Rows]:
+        return micro_batches(
+            group.per_level,
+            rank=world.rank,
+            ranks=world.size,
+            accumulate=plan.accumulate,
+            first=group.first,
+        )
 
     def positions() -> Iterator[list[int]]:
         for at in range(step, plan.steps):
-            yield [pictures(at) + place for rows in rows_of(at) for place in rows.places]
+            for group in groups_of(at):
+                before = phase.pictures + (at - phase.first) * group.per_level[0] - group.first
+                numbers = [before + place for rows in rows_of(group) for place in rows.places]
+                if parts.beside is not None:  # clips and pictures each go on where they were
+                    numbers = [parts.beside.position(n, picture=group.pictures) for n in numbers]
+                yield numbers
 
     def pictures(at: int) -> int:
         return phase.pictures + (at - phase.first) * plan.batch
@@ -123,10 +134,11 @@ def train(
     def positions_by_size(by_size: BySize) -> Iterator[list[int]]:
         # each level goes through pictures of its own
         for at in range(step, plan.steps):
-            counts = counts_of(at)
+            (group,) = groups_of(at)
             steps, multiple = at - phase.first, world.size * plan.accumulate
             before = stopping(parts.resolution_sampler.so_far(steps, plan.batch, multiple))
-            rows = [row for rows in rows_of(at) for row in numbered(rows, counts, before)]
+            before = [phase.pictures + count for count in before]  # not those of the stages before again
+            rows = [row for rows in rows_of(group) for row in numbered(rows, group.per_level, before)]
             yield [by_size.position(level, number) for level, number in rows]
 
     def log(seconds: float) -> None:
@@ -191,7 +203,7 @@ def train(
         stop_signals() as asked_to_stop,
         contextlib.closing(
             batches(
-                parts.by_size or parts.dataset,
+                parts.by_size or parts.beside or parts.dataset,
                 positions_by_size(parts.by_size) if parts.by_size else positions(),
                 workers=plan.workers,
                 pin_memory=device.type == "cuda",
@@ -202,7 +214,8 @@ def train(
             sample()  # the run may have been stopped between its checkpoint and its pictures
         objective = hold(frozen(step))
         started, timed_from = time.perf_counter(), step
-        for batch in loader:
+        # the groups of a step come one after another
+        for read in zip(*[iter(loader)] * (2 if plan.picture_share else 1), strict=True):
             factor = parts.lr_schedule.factor(step)
             at = step - phase.first
             warm = min(1.0, (at + 1) / phase.warmup) if phase.warmup else 1.0
@@ -213,26 +226,33 @@ def train(
             fade = ramp(at, phase.fade)
             fading = weights if fade == 1 else faded(weights, phase.new_levels, fade)
             parts.nest.gains = tuple(fade if r in phase.new_levels else 1.0 for r in range(1, levels))  # type: ignore
-            micros = rows_of(step)
-            reached = len(micros[0].per_level)
-            factors = level_factors(parts.resolution_sampler, micros[0].per_level)
+            groups = groups_of(step)
+            micros = [
+                micro
+                for group, batch in zip(groups, read, strict=True)
+                for micro in cut_up(batch, rows_of(group))
+            ]
+            totals = [sum(counts) for counts in zip(*(group.per_level for group in groups), strict=True)]
+            reached = len(totals)
+            factors = level_factors(parts.resolution_sampler, totals)
             counted = fading[:reached]
             if set(factors) != {1.0}:
                 counted = counted * counted.new_tensor(factors)
             cut = getattr(parts.text, "truncated", 0)
             losses = torch.zeros(levels, device=device)
             seen: Tensor | None = None
-            offset = 0
-            for index, rows in enumerate(micros):
-                part = batch.rows(offset, offset + len(rows.places))
-                offset += len(rows.places)
+            for index, (part, rows) in enumerate(micros):
+                # every row of the global batch counts alike
+                share = counted.new_tensor([
+                    world.size * n / total for n, total in zip(rows.per_level, totals, strict=True)
+                ])
                 # dropout inside the network is the only draw left to torch's own generator
                 torch.manual_seed(seed_of(plan.seed, step, rows.places[0], "dropout"))
                 last = index == len(micros) - 1
                 with contextlib.nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
                     said, t = forward(objective, parts, plan, part, rows, step, device)
-                    ((said.trained * counted).sum() / len(micros)).backward()
-                losses[:reached] += said.plain / len(micros)
+                    (said.trained * counted * share).sum().backward()
+                losses[:reached] += said.plain * share
                 if times is not None:
                     told = times.tally(t, row_losses(said.rows, fading))
                     seen = told if seen is None else seen + told
@@ -244,13 +264,14 @@ def train(
             bad, stop, unread, enough = world.any(
                 ~finite,
                 asked_to_stop(),
-                bool(batch.skipped),
+                any(batch.skipped for batch in read),
                 world.is_main and not phase.last and (flat or asked),
                 device=device,
             )
             truncated += getattr(parts.text, "truncated", 0) - cut
-            skipped += len(batch.skipped)
-            for key, cause in world.gather(batch.skipped) if unread else ():
+            passed_over = [bad for batch in read for bad in batch.skipped]
+            skipped += len(passed_over)
+            for key, cause in world.gather(passed_over) if unread else ():
                 on_event(step + 1, "skipped_sample", {"key": key, "cause": cause})
             if bad:
                 bad_steps, bad_in_row = bad_steps + 1, bad_in_row + 1
@@ -299,6 +320,14 @@ def train(
             started += time.perf_counter() - paused  # a step's seconds are those of training alone
     parts.nest.gains = (1.0,) * (levels - 1)  # type: ignore
     return ema
+
+
+def cut_up(batch: Batch, micros: Sequence[Rows]) -> Iterator[tuple[Batch, Rows]]:
+    """Each micro-batch's part of what was read for them."""
+    first = 0
+    for rows in micros:
+        yield batch.rows(first, first + len(rows.places)), rows
+        first += len(rows.places)
 
 
 def faded(weights: Tensor, levels: range, share: float) -> Tensor:

@@ -8,14 +8,15 @@ import attrs
 import torch
 from torch import nn
 
+from mdmkit.data.beside import Beside
 from mdmkit.data.by_size import BySize
 from mdmkit.errors import WrongInput
-from mdmkit.resolutions import step_rows
+from mdmkit.resolutions import rows_per_level, step_rows
 from mdmkit.stages import Plateau
 
 from .objective import Objective
 
-__all__ = ["Parts", "Phase", "Plan", "beside_the_model", "reached_rows", "trained_parameters"]
+__all__ = ["Group", "Parts", "Phase", "Plan", "beside_the_model", "step_groups", "trained_parameters"]
 
 
 @attrs.frozen
@@ -50,6 +51,7 @@ class Plan:
     clip: float | None = 1.0
     ema: float = 0.999
     caption_dropout: float = 0.1
+    picture_share: float = 0.0  # of the rows, beside clips
     level_weights: tuple[float, ...] | None = None
     precision: str = "fp32"
     max_bad_steps: int = 5
@@ -58,6 +60,19 @@ class Plan:
     log_every: int = 10
     workers: int = 0
     phase: Phase = Phase()
+
+
+@attrs.frozen
+class Group:
+    """Rows of a global batch that are read and run together, since they are of one shape.
+
+    first: the place of its first row. per_level: how many of its rows, the first ones, reach each level that
+    the step trains, low to high. pictures: they are single pictures beside clips.
+    """
+
+    first: int
+    per_level: tuple[int, ...]
+    pictures: bool = False
 
 
 @attrs.frozen
@@ -77,6 +92,7 @@ class Parts:
     pick: bool = False  # the frames of inner levels are picked, and not averages
     by_size: BySize | None = None  # read instead of the dataset where rows stop at their picture's size
     weighting: nn.Module | None = None  # what a learned weighting learns; no part of the model
+    beside: Beside | None = None  # read instead of the dataset where a batch has clips and pictures
 
     def remembering(self) -> dict[str, Any]:
         """The parts that may decide by what they have seen, by their names in a checkpoint."""
@@ -99,19 +115,36 @@ def beside_the_model(weighting: nn.Module | None) -> dict[str, nn.Parameter]:
     return {f"weighting.{name}": parameter for name, parameter in weighting.named_parameters()}
 
 
-def reached_rows(plan: Plan, step: int, *, resolution_sampler: Any, ranks: int = 1) -> tuple[int, ...]:
-    """How many rows of the global batch reach each level that this step trains, low to high.
+def step_groups(plan: Plan, step: int, *, resolution_sampler: Any, ranks: int = 1) -> tuple[Group, ...]:
+    """The groups of a step's global batch: all its rows or, beside clips, first its pictures.
 
-    The resolution sampler counts the steps of a stage from the stage's first.
+    The resolution sampler counts the steps of a stage from the stage's first, and gives out each group's rows
+    by itself, so that every level is trained with both.
 
     Raises:
-        WrongInput: the batch does not split over ranks and micro-batches.
+        WrongInput: the batch does not split over groups, ranks and micro-batches.
     """
+    at, multiple = step - plan.phase.first, ranks * plan.accumulate
     try:
-        at, multiple = step - plan.phase.first, ranks * plan.accumulate
-        counts = step_rows(resolution_sampler, plan.seed, at, plan.batch, multiple)
+        pictures = 0
+        if plan.picture_share:
+            pictures = rows_per_level((1 - plan.picture_share, plan.picture_share), plan.batch, multiple)[1]
+        sizes = {True: pictures, False: plan.batch - pictures}
+        counts = {
+            kind: step_rows(resolution_sampler, plan.seed, at, rows, multiple)
+            for kind, rows in sizes.items()
+            if rows
+        }
     except ValueError as error:
+        beside = f" and data.picture_share={plan.picture_share:g}" if plan.picture_share else ""
         raise WrongInput(
-            f"train.levels on {ranks} ranks, in {plan.accumulate} micro-batches: {error}"
+            f"train.levels{beside} on {ranks} ranks, in {plan.accumulate} micro-batches: {error}"
         ) from error
-    return tuple(count for count in counts if count)
+    return tuple(
+        Group(
+            first=sizes[False] if kind else 0,
+            per_level=tuple(count for count in reached if count),
+            pictures=kind,
+        )
+        for kind, reached in counts.items()
+    )

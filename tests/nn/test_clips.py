@@ -88,11 +88,31 @@ def test_a_causal_layer_sees_nothing_of_later_frames(name: str):
     assert same == [True, True, True, False, False]
 
 
-@pytest.mark.parametrize("name", ["attention", "attention, relative", "conv", "shift"])
+NUMBERED = {"attention, sinusoidal": layer(FrameAttention, head_dim=4, positions="sinusoidal")}
+
+
+@pytest.mark.parametrize(
+    "name", ["attention", "attention, relative", "attention, sinusoidal", "conv", "shift"]
+)
 def test_a_layer_knows_the_order_of_frames(name: str):
-    made, order = stir(LAYERS[name](**MADE)), [2, 0, 1, 3]
+    made, order = stir((LAYERS | NUMBERED)[name](**MADE)), [2, 0, 1, 3]
     x, emb = draw(4, 8, 4, 6), draw(1, 16, seed=1)
     assert not torch.allclose(made(x[order], emb, 4), made(x, emb, 4)[order])
+
+
+def test_sinusoidal_positions_number_the_frames_of_a_clip_that_stands_still():
+    made = FrameAttention(head_dim=4, positions="sinusoidal", **MADE)
+    still, emb = draw(1, 8, 4, 6).expand(4, -1, -1, -1), draw(1, 16, seed=1)
+    assert torch.equal(made(still, emb, 4), still), "fresh, it is the identity"
+    stir(made)
+    out = made(still, emb, 4)
+    assert all(not torch.allclose(out[i], out[j]) for i in range(4) for j in range(i))
+    # the number is counted from the clip's first frame, whatever follows
+    causal = FrameAttention(head_dim=4, positions="sinusoidal", causal=True, **MADE)
+    causal.load_state_dict(made.state_dict())
+    torch.testing.assert_close(causal(still, emb, 4)[:2], causal(still[:2], emb, 2), **EXACT)
+    with pytest.raises(ValueError, match="expected even channels, got 9"):
+        FrameAttention(head_dim=3, positions="sinusoidal", channels=9)
 
 
 def test_attention_without_positions_lets_frames_be_permuted():

@@ -23,7 +23,7 @@ from mdmkit.resolutions import BySource, level_factors
 from mdmkit.train.draws import stopping
 from mdmkit.train.loop import train
 from mdmkit.train.parallel import World
-from mdmkit.train.plan import Parts
+from mdmkit.train.plan import Parts, Phase
 
 from . import tiny
 
@@ -177,3 +177,49 @@ def test_a_level_that_no_picture_reaches_is_refused(tmp_path: Path) -> None:
         "train.levels = by_source: no picture is as large as level 1 (levels 0: 8 x 8, 1: 16 x 16; the "
         f"largest picture is {largest[0]} x {largest[1]}); leave that level out, or take larger pictures"
     )
+
+
+STAGES = """
+[growth]
+use = "staged"
+stages = [{ levels = 1, steps = 3 }, { levels = 2, steps = 3 }]
+"""
+
+
+def test_in_stages_a_row_stops_at_its_picture_among_the_levels_there_are(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures")
+    text = recipe_text(folder, sample_every="9").replace("steps = 12\n", "", 1) + STAGES
+    done = tiny.here("run", tiny.write_recipe(tmp_path, text), "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    first, second = tiny.events(tmp_path / "run", "pictures_by_size")
+    assert first == {"step": 0, "pictures": [8], "too_small": 2, "unreadable": 0}
+    assert second == {"step": 3, "pictures": list(COUNTS), "too_small": 2, "unreadable": 0}
+
+
+def test_the_next_stage_reads_on(tmp_path: Path) -> None:
+    parts, plan = made(tmp_path, recipe_text(pictures(tmp_path / "pictures"), steps="2"))
+    asked: list[int] = []
+    data = parts.by_size
+    assert data is not None
+
+    class Noted:
+        resolution = data.resolution
+
+        def position(self, level: int, number: int) -> int:
+            asked.append(number)
+            return data.position(level, number)
+
+        sample = staticmethod(data.sample)
+
+    later = attrs.evolve(plan, phase=Phase(pictures=1000))
+    train(attrs.evolve(parts, by_size=Noted()), later, device=CPU, world=World(), run_dir=tmp_path)
+    assert min(asked) >= 1000
+
+
+def test_a_stage_to_come_without_pictures_is_refused_at_the_start(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures", large=0)
+    text = recipe_text(folder).replace("steps = 12\n", "", 1) + STAGES
+    done = tiny.here("run", tiny.write_recipe(tmp_path, text), "--out", tmp_path / "run")
+    assert done.code == 2
+    assert "no picture is as large as level 1" in done.err
+    assert not (tmp_path / "run").exists()
