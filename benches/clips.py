@@ -7,8 +7,8 @@ at half the side, then all frames at the side, with attention over frames where 
 runs in a process of its own: `peak` is what it holds at most beside what it held when everything was imported
 and a small step had been made. `check --build` gives the FLOPs and its own estimate of the memory; `over` is
 the median time of a step over the FLOPs that it runs, beside the same of one frame at that side: 1 is time
-that follows the count. With the most frames come `use_checkpoint`, attention in eight chunks of places, and
-both; `slower` is their time beside the plain step's. Seconds are of the CPU.
+that follows the count. At the last side, with the most frames, come `use_checkpoint`, attention in eight
+chunks of places, and both; `slower` is their time beside the plain step's. Seconds are of the CPU.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def measured(case: Case, steps: int, threads: int) -> dict[str, Any]:
 
 def alone(case: Case, steps: int, threads: int) -> dict[str, Any]:
     """What `measured` finds in a process that is made for it."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
         found = pool.submit(measured, case, steps, threads).result()
     return {**dict(zip(("rows", "frames", "side", "variant"), case, strict=True)), **found}
 
@@ -142,7 +142,7 @@ def main() -> None:
     results = []
     for side in sides:
         cases = [(count, "plain") for count in frames]
-        if side > 16:  # below, weights are all there is
+        if side == sides[-1]:
             cases += [(frames[-1], variant) for variant in VARIANTS if variant != "plain"]
         here: list[dict[str, Any]] = []
         for count, variant in cases:

@@ -105,7 +105,7 @@ def test_what_only_time_tells_lies_far_though_every_frame_is_the_same(
     path, told = learned
     ways = ("left", "down")  # played backwards, none of them is left
     real, other = clips(moving(2, ways), 80), clips(moving(1, ways), 80)
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    order = [0, 5, 2, 7, 4, 1, 6, 3]  # the first stays: where an object begins says where it will go
     plays = {"forwards": other, "backwards": other.flip(2), "shuffled": other[:, :, order]}
     found = {name: far(path, drawn, real) for name, drawn in plays.items()}
     for name in ("frechet", "kernel"):
