@@ -152,6 +152,7 @@ def command(
         resolutions, windows = sources.windows(trained, recipe)
         begun = Begun(*sources.pictures(resolutions, recipe))
     known = begun.known
+    moves = clips and (resolutions[-1][0] > 1 or clip_format is not None)
     kept: dict[int, dict[int, tuple[torch.Tensor, ...]]] = {}
     wanted = {round((i + 1) * recipe.sample.steps / (intermediate + 1)) for i in range(intermediate)}
 
@@ -219,12 +220,13 @@ def command(
                 print(way)
         for i, pyramid in enumerate(pyramids):
             number = recipe.sample.seed + i if seeds is None else i
-            if clips:
+            if moves:
                 path, clip = target / f"clip-{number:05d}", begun.whole(pyramid[-1].cpu())
                 save_clip(path, clip, fps=rate, format=clip_format or "gif")
             else:
-                save_picture(target / f"picture-{number:05d}.png", pyramid[-1].cpu())
-    print(f"{len(pyramids)} {'clips' if clips else 'pictures'} in {target}", file=sys.stderr)
+                picture = pyramid[-1][:, 0] if clips else pyramid[-1]
+                save_picture(target / f"picture-{number:05d}.png", picture.cpu())
+    print(f"{len(pyramids)} {'clips' if moves else 'pictures'} in {target}", file=sys.stderr)
 
 
 def refuse_text(recipe: Recipe, given: Mapping[str, Any]) -> None:

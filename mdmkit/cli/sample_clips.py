@@ -39,7 +39,8 @@ Overlap = Annotated[
     typer.Option(help="so many last frames of --continues begin the new clip; half of the trained ones"),
 ]
 FrameCount = Annotated[
-    int | None, typer.Option("--frames", help="a longer clip than trained, in overlapping windows")
+    int | None,
+    typer.Option("--frames", help="longer clips than trained, in overlapping windows; 1: pictures"),
 ]
 
 NEAR = 0.1  # a frame of a GIF lasts whole hundredths of a second: 8 a second become 8.33
@@ -99,25 +100,31 @@ class ClipSources:
     ) -> tuple[Sequence[tuple[int, ...]], Windows | None]:
         """The resolutions to draw, and windows of the trained ones. WrongInput where they do not fit.
 
-        A level of one frame stays one, which all windows see; the others become longer alike.
+        A level of one frame stays one, which all windows see; the others become longer alike. Of one frame in
+        all are pictures, at every level.
         """
         from mdmkit.sampling.windows import Windows
 
         if canvas is None and self.frames is None:
             return trained, None
+        if self.frames == 1:
+            trained = [(1, *side) for _, *side in trained]
         sizes = list(trained) if canvas is None else canvas_of(canvas, trained)
-        if self.frames is not None:
+        if self.frames is not None and self.frames > 1:
             longest = trained[-1][0]
             if longest == 1:
                 raise WrongInput("sample --frames: the levels to draw have one frame; draw more --levels")
             step = longest // next(count for count, *_ in trained if count > 1)
             if self.frames < longest or self.frames % step:
                 multiple = f", a multiple of {step}" if step > 1 else ""
-                raise WrongInput(f"sample --frames: expected at least {longest}{multiple}, got {self.frames}")
+                raise WrongInput(
+                    f"sample --frames: expected 1, a picture, or at least {longest}{multiple}, got "
+                    f"{self.frames}"
+                )
             sizes = [
                 (count if count == 1 else self.frames * count // longest, *side) for count, *side in sizes
             ]
-        return sizes, Windows(tuple(trained))
+        return sizes, None if sizes == list(trained) else Windows(tuple(trained))
 
     def begun(
         self,
