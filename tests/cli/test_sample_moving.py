@@ -56,7 +56,7 @@ micro_conditioning = { fps = 8, aspect = 1.0 }
 steps = 1
 batch = 2
 [sample]
-steps = 3
+steps = 2
 guidance = []
 """
 PICTURES = tiny.RECIPE.replace("resolution = 8\n", "resolution = 8\nmicro_conditioning = { crop = 0.5 }\n")
@@ -208,6 +208,8 @@ def test_variations_and_parts_of_a_clip(model: Path, files: Path, tmp_path: Path
     assert np.array_equal(other, sampled(model, tmp_path / "plain")[0])
     (kept,) = sampled(model, tmp_path / "left", *init, "--mask", files / "left.png")
     assert np.array_equal(kept[:, :, :4], CLIP[:4, :, :4])
+    strength = ("--mask", files / "left.png", "--strength", "1")
+    assert np.array_equal(kept, sampled(model, tmp_path / "anew", *init, *strength)[0])
     assert not np.array_equal(kept[:, :, 4:], CLIP[:4, :, 4:])
     begins = ("--first-frames", files / "clip2")
     (kept,) = sampled(model, tmp_path / "end", *init, "--mask", files / "end-left", *begins)

@@ -40,8 +40,9 @@ def test_every_frame_of_a_video_comes_once(codec: str, container: str, suffix: s
     few = read_frames(path, (24, 24), most=4)
     assert few.image.shape == (4, 24, 24, 3)
     assert few.size == (48, 64)
-    path.write_bytes(encode(codec=codec, container=container, noise=True)[: len(data) * 2 // 3])
-    with pytest.raises((ValueError, OSError)):
+    path.write_bytes(data[: len(data) * 2 // 3])
+    early = r"its \d+ frames end at \d\.\d\d s, and it lasts 3\.00 s" if suffix in ("mkv", "webm") else "."
+    with pytest.raises((ValueError, OSError), match=early):
         read_frames(path)
     if container != "avi":  # which has no times of its own
         path.write_bytes(encode(5, codec=codec, container=container, times=[0, 0.1, 0.15, 0.4, 0.9]))
