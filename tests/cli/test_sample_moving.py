@@ -124,6 +124,7 @@ def sampled(model: Path, out: Path, *given: str | Path) -> list[np.ndarray]:
 
 def test_given_frames_come_out_exactly(model: Path, files: Path, tmp_path: Path) -> None:
     begins, ends = ("--first-frames", files / "clip2"), ("--last-frames", files / "picture.png")
+    plain = sampled(model, tmp_path / "plain")[0]
     for name, options in {"a": begins, "b": ends, "c": (*begins, *ends)}.items():
         one, other = sampled(model, tmp_path / name, *options, "--count", "2")
         for clip in (one, other):
@@ -132,6 +133,7 @@ def test_given_frames_come_out_exactly(model: Path, files: Path, tmp_path: Path)
             assert name == "a" or np.array_equal(clip[3], CLIP[0])
         drawn = {"a": slice(2, 4), "b": slice(0, 3), "c": slice(2, 3)}[name]
         assert all((a != b).any() for a, b in zip(one[drawn], other[drawn], strict=True))
+        assert (one[drawn] != plain[drawn]).any(), "the rest is drawn for what is given"
     again = sampled(model, tmp_path / "again", *begins, *ends, "--seed", "1")
     assert np.array_equal(again[0], sampled(model, tmp_path / "once", *begins, *ends, "--seed", "1")[0])
     assert np.array_equal(again[0], frames(tmp_path / "c" / "clip-00001"))
