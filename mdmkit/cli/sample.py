@@ -13,7 +13,9 @@ from mdmkit.errors import WrongInput
 
 from .open_model import Model, Weights, check_weights, open_model
 from .options import Plugins, Sets
+from .sample_clips import Begun, ClipSources, Continues, FirstFrames, FrameCount, LastFrames, Overlap
 from .sample_edit import Canvas, Init, Low, Mask, Passes, Sources, Strength, ToPrompt, ToSeed
+from .sample_micros import Micro, frame_rate, micros_of
 from .sample_prompts import Region, WeightedPrompts, check_prompts, regions_of
 
 if TYPE_CHECKING:
@@ -52,6 +54,12 @@ def command(
     to_seed: ToSeed = None,
     to_prompt: ToPrompt = None,
     canvas: Canvas = None,
+    first_frames: FirstFrames = None,
+    last_frames: LastFrames = None,
+    continues: Continues = None,
+    overlap: Overlap = None,
+    frames: FrameCount = None,
+    micro: Micro = None,
     out: Annotated[
         Path | None, typer.Option(help="a folder for the pictures; MODEL/drawn where not given")
     ] = None,
@@ -85,13 +93,16 @@ def command(
         raise WrongInput(
             f"sample --clip-format: expected one of {', '.join(CLIP_FORMATS)}, got '{clip_format}'"
         )
-    sources = Sources(init, strength, mask, low, to_seed, to_prompt, canvas, passes)
+    moving = ClipSources(first_frames, last_frames, continues, overlap, frames)
+    sources = Sources(init, strength, mask, low, to_seed, to_prompt, canvas, passes, bool(moving.given))
     given = {"sample.steps": steps, "sample.seed": seed}
     overrides = [*sets, *(f"{name}={value}" for name, value in given.items() if value is not None)]
     folder, recipe, registry = open_model(model, overrides, plugins, allow_pipe=True)  # no data is read
     if levels is not None and levels > len(recipe.model.levels):
         most = len(recipe.model.levels)
         raise WrongInput(f"sample --levels: expected 1 to {most}, got {levels}: the model has no more")
+    moving.check(recipe)
+    micros = micros_of(micro or (), recipe, levels)
     if not 0 <= intermediate < recipe.sample.steps:
         most = recipe.sample.steps - 1
         raise WrongInput(
@@ -125,15 +136,23 @@ def command(
     if weighted_prompts:
         more = (negative, *([to_prompt] if to_prompt else ()), *(regions.prompts if regions else ()))
         check_prompts([*prompts, *more])
-    clips = len(assemble.resolutions(recipe, levels)[0]) == 3
+    trained = assemble.resolutions(recipe, levels)
+    clips = len(trained[0]) == 3
     if clip_format is not None and not clips:
         raise WrongInput("sample --clip-format: the model draws pictures, not clips; leave it out")
     check_format(clip_format or "gif")
     target = out or free_name(model, "drawn")
     refuse_full(target)
     device = pick_device(recipe.run.device)
-    resolutions, windows = sources.windows(assemble.resolutions(recipe, levels), recipe)
-    start, known = sources.pictures(resolutions, recipe)
+    rate = frame_rate(recipe, micros)
+    if clips:
+        resolutions, windows = moving.windows(trained, canvas)
+        begun = moving.begun(sources, resolutions, recipe, trained=trained[-1][0], rate=rate)
+    else:
+        resolutions, windows = sources.windows(trained, recipe)
+        begun = Begun(*sources.pictures(resolutions, recipe))
+    known = begun.known
+    moves = clips and (resolutions[-1][0] > 1 or clip_format is not None)
     kept: dict[int, dict[int, tuple[torch.Tensor, ...]]] = {}
     wanted = {round((i + 1) * recipe.sample.steps / (intermediate + 1)) for i in range(intermediate)}
 
@@ -172,11 +191,12 @@ def command(
                     conditions=None if conditions is None and to_prompt is None else told,
                     seed=recipe.sample.seed,
                     seeds=seeds,
-                    start=start,
+                    start=begun.start,
                     known=known,
                     windows=windows,
                     regions=regions,
                     weighted=weighted_prompts,
+                    micros=micros or None,
                     batch=recipe.sample.batch,
                     device=device,
                     noise_device=noise_device,
@@ -200,23 +220,13 @@ def command(
                 print(way)
         for i, pyramid in enumerate(pyramids):
             number = recipe.sample.seed + i if seeds is None else i
-            if clips:
-                save_clip(
-                    target / f"clip-{number:05d}",
-                    pyramid[-1].cpu(),
-                    fps=frame_rate(recipe),
-                    format=clip_format or "gif",
-                )
+            if moves:
+                path, clip = target / f"clip-{number:05d}", begun.whole(pyramid[-1].cpu())
+                save_clip(path, clip, fps=rate, format=clip_format or "gif")
             else:
-                save_picture(target / f"picture-{number:05d}.png", pyramid[-1].cpu())
-    print(f"{len(pyramids)} {'clips' if clips else 'pictures'} in {target}", file=sys.stderr)
-
-
-def frame_rate(recipe: Recipe) -> float:
-    """Frames a second of drawn clips: what the network is told of them, 8 where it is told nothing."""
-    settings = [level.network.settings for level in recipe.model.levels]
-    told = [getattr(one, "micro_conditioning", None) or {} for one in settings]
-    return next((micros["fps"] for micros in reversed(told) if micros.get("fps")), 8.0)
+                picture = pyramid[-1][:, 0] if clips else pyramid[-1]
+                save_picture(target / f"picture-{number:05d}.png", picture.cpu())
+    print(f"{len(pyramids)} {'clips' if moves else 'pictures'} in {target}", file=sys.stderr)
 
 
 def refuse_text(recipe: Recipe, given: Mapping[str, Any]) -> None:

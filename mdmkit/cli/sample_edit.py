@@ -13,6 +13,7 @@ import typer
 from mdmkit.errors import WrongInput
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from mdmkit.recipe.schema import Recipe
@@ -24,17 +25,20 @@ if TYPE_CHECKING:
 __all__ = ["Canvas", "Init", "Low", "Mask", "Passes", "Sources", "Strength", "ToPrompt", "ToSeed"]
 
 Init = Annotated[
-    Path | None, typer.Option(help="draw variations of this picture; cropped to the model's size")
+    Path | None, typer.Option(help="draw variations of this picture or clip; cropped to the model's size")
 ]
 Strength = Annotated[
     float | None, typer.Option(help="how far --init is left, 0 to 1; 0.6, with --mask 1, where not given")
 ]
 Mask = Annotated[
-    Path | None, typer.Option(help="a picture of --init's size: where it is white, --init is kept")
+    Path | None, typer.Option(help="a picture (or clip) of --init's size: where it is white, --init is kept")
 ]
-Low = Annotated[Path | None, typer.Option(help="draw the levels above this picture of a level's size")]
+Low = Annotated[
+    Path | None, typer.Option(help="draw the levels above this picture or clip of a level's size")
+]
 Passes = Annotated[
-    int | None, typer.Option(help="with --mask or --low: go through each 5 steps so often, to fit better")
+    int | None,
+    typer.Option(help="with --mask, --low or frames: go through each 5 steps so often, to fit better"),
 ]
 ToSeed = Annotated[int | None, typer.Option(help="--count pictures on the way from --seed to this seed")]
 ToPrompt = Annotated[
@@ -57,6 +61,7 @@ class Sources:
     to_prompt: str | None
     canvas: str | None
     passes: int | None = None
+    given_frames: bool = False  # of a clip, by other options
 
     def __attrs_post_init__(self) -> None:
         for name, value in (("--strength", self.strength), ("--mask", self.mask)):
@@ -68,8 +73,9 @@ class Sources:
             )
         if self.low is not None and self.init is not None:
             raise WrongInput("sample --low: gives the picture to draw for, as --init does; leave one out")
-        if self.passes is not None and self.mask is None and self.low is None:
-            raise WrongInput("sample --passes: fits the rest to --mask or --low, and neither is given")
+        known = self.mask is not None or self.low is not None or self.given_frames
+        if self.passes is not None and not known:
+            raise WrongInput("sample --passes: fits the rest to --mask, --low or frames, and none is given")
         if self.passes is not None and self.passes < 1:
             raise WrongInput(f"sample --passes: expected a number of at least 1, got {self.passes}")
         if self.to_seed is not None and self.to_seed < 0:
@@ -120,19 +126,7 @@ class Sources:
         if self.canvas is None:
             return trained, None
         refuse_frames(recipe, "--canvas")
-        match = re.fullmatch(r"(\d+)x(\d+)", self.canvas)
-        wanted = (int(match[1]), int(match[2])) if match else (0, 0)
-        ratios = [top // low for top, low in zip(trained[-1], trained[0], strict=True)]
-        if any(side < own or side % r for side, own, r in zip(wanted, trained[-1], ratios, strict=True)):
-            steps = f"{ratios[0]}x{ratios[1]}"
-            raise WrongInput(
-                f"sample --canvas: expected HEIGHTxWIDTH of at least {trained[-1][0]}x{trained[-1][1]}, a "
-                f"multiple of {steps}, got '{self.canvas}'"
-            )
-        sizes = [
-            (wanted[0] * h // trained[-1][0], wanted[1] * w // trained[-1][1]) for h, w in trained
-        ]
-        return sizes, Windows(tuple(trained))
+        return canvas_of(self.canvas, trained), Windows(tuple(trained))
 
     def pictures(
         self, resolutions: Sequence[tuple[int, ...]], recipe: Recipe
@@ -157,8 +151,6 @@ class Sources:
             return None, attrs.evolve(known, passes=self.passes or 1)
         if self.init is None:
             return None, None
-        if assemble.draws_clips(recipe):
-            refuse_frames(recipe, "--init")
         side = resolutions[-1][-2], resolutions[-1][-1]
         picture = tensor(self.init, "--init", side)
         known = None
@@ -174,6 +166,23 @@ class Sources:
             known = attrs.evolve(known, passes=self.passes or 1)
         strength = self.strength if self.strength is not None else 0.6 if known is None else 1.0
         return Start(pyramid(picture, resolutions, frames=kept), strength), known
+
+
+def canvas_of(canvas: str, trained: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The resolutions of all levels on a canvas, HEIGHTxWIDTH; of clips as long as those trained.
+
+    WrongInput where it does not fit.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", canvas)
+    wanted = (int(match[1]), int(match[2])) if match else (0, 0)
+    own = trained[-1][-2:]
+    ratios = [top // low for top, low in zip(own, trained[0][-2:], strict=True)]
+    if any(side < most or side % r for side, most, r in zip(wanted, own, ratios, strict=True)):
+        raise WrongInput(
+            f"sample --canvas: expected HEIGHTxWIDTH of at least {own[0]}x{own[1]}, a multiple of "
+            f"{ratios[0]}x{ratios[1]}, got '{canvas}'"
+        )
+    return [(*size[:-2], wanted[0] * size[-2] // own[0], wanted[1] * size[-1] // own[1]) for size in trained]
 
 
 def refuse_frames(recipe: Recipe, option: str) -> None:
@@ -202,9 +211,13 @@ def opened(path: Path, option: str) -> Any:
 
 def tensor(path: Path, option: str, size: tuple[int, int]) -> Tensor:
     """A picture (1, 3, height, width) in [-1, 1], its middle cropped and resized to a size."""
-    import torch
-
     from mdmkit.data.pictures import fit
 
-    values = torch.from_numpy(fit(opened(path, option), size))
-    return values.permute(2, 0, 1)[None].float() / 127.5 - 1
+    return in_range(fit(opened(path, option), size))
+
+
+def in_range(values: np.ndarray) -> Tensor:
+    """Bytes (..., H, W, 3) as (1, 3, ..., H, W) in [-1, 1]."""
+    import torch
+
+    return torch.from_numpy(values).movedim(-1, 0)[None].float() / 127.5 - 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from .sample import Sample, Unreadable
 from .shards import FEATURES, WebDataset, features_in, original, span_of
 from .videos import VIDEO_EXTENSIONS, Clip, Cut, Part, read_clip, require_av
 
-__all__ = ["FramesFolder", "VideoFolder", "WebDatasetVideo"]
+__all__ = ["FramesFolder", "VideoFolder", "WebDatasetVideo", "numbered_frames"]
 
 
 class VideoFolder(Folder):
@@ -125,7 +126,7 @@ class FramesFolder(Folder):
         name, resolution = self.files[place.row], resolution or self.resolution
         key = (self.seed, position)
         try:
-            numbered = self._numbered(name)
+            numbered = numbered_frames(self.root / name)
             times = self.cut.times(len(numbered) / self.source_fps, self.source_fps, key)
             rows = np.floor(times * self.source_fps + 1e-6).astype(int)
             pictures = {}
@@ -144,25 +145,6 @@ class FramesFolder(Folder):
         """WrongInput: clips are not sorted by their sizes."""
         raise WrongInput(NO_SIZES)
 
-    def _numbered(self, name: str) -> list[str]:
-        """The names of a clip's frames in their order."""
-        numbers: dict[int, str] = {}
-        for file in os.listdir(self.root / name):
-            stem, _, suffix = file.rpartition(".")
-            if suffix.lower() not in EXTENSIONS or file.startswith("."):
-                continue
-            found = re.findall(r"\d+", stem)
-            if not found:
-                raise ValueError(f"its frame {file} has no number")
-            if int(found[-1]) in numbers:
-                raise ValueError(f"its frames {numbers[int(found[-1])]} and {file} have one number")
-            numbers[int(found[-1])] = file
-        first = min(numbers)
-        missing = next((n for n in range(first, first + len(numbers)) if n not in numbers), None)
-        if missing is not None:
-            raise ValueError(f"its frame {missing} is missing")
-        return [numbers[number] for number in sorted(numbers)]
-
     def _found(self, names: list[str]) -> list[str]:
         return sorted({name.rpartition("/")[0] for name in super()._found(names) if "/" in name})
 
@@ -171,6 +153,29 @@ class FramesFolder(Folder):
 
     def _is_there(self, name: str) -> bool:
         return (self.root / name).is_dir()
+
+
+def numbered_frames(folder: Path) -> list[str]:
+    """The names of a folder's frames in the order of the last number in them.
+
+    Raises ValueError for frames without a number, two of one, and numbers that are missing in between.
+    """
+    numbers: dict[int, str] = {}
+    for file in os.listdir(folder):
+        stem, _, suffix = file.rpartition(".")
+        if suffix.lower() not in EXTENSIONS or file.startswith("."):
+            continue
+        found = re.findall(r"\d+", stem)
+        if not found:
+            raise ValueError(f"its frame {file} has no number")
+        if int(found[-1]) in numbers:
+            raise ValueError(f"its frames {numbers[int(found[-1])]} and {file} have one number")
+        numbers[int(found[-1])] = file
+    first = min(numbers, default=0)
+    missing = next((n for n in range(first, first + len(numbers)) if n not in numbers), None)
+    if missing is not None:
+        raise ValueError(f"its frame {missing} is missing")
+    return [numbers[number] for number in sorted(numbers)]
 
 
 class WebDatasetVideo(WebDataset):

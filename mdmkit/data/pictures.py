@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from mdmkit.streams import stream
 
-__all__ = ["EXTENSIONS", "as_size", "decode", "fit", "shrink", "size_of", "square_name"]
+__all__ = ["EXTENSIONS", "animation", "as_size", "decode", "fit", "shrink", "size_of", "square_name"]
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 ORIENTATION = 0x0112
@@ -49,6 +49,25 @@ def decode(data: bytes, *, at_least: int | None = None) -> tuple[Image.Image, tu
         picture.draft(None, (at_least, at_least))
     picture = ImageOps.exif_transpose(picture)
     return _rgb(picture), size
+
+
+def animation(data: bytes) -> tuple[list[Image.Image], float | None]:
+    """All frames of an encoded picture as upright RGB, and how many a second; of one frame alone: None.
+
+    A frame that lasts longer than the shortest one is repeated: writers of GIFs keep equal frames as one.
+    ValueError or OSError where the data cannot be decoded.
+    """
+    picture = Image.open(io.BytesIO(data))
+    if getattr(picture, "n_frames", 1) == 1:
+        return [decode(data)[0]], None
+    shown, lasts = [], []
+    for frame in ImageSequence.Iterator(picture):
+        frame.load()  # only then it says how long it lasts
+        shown.append(_rgb(ImageOps.exif_transpose(frame)))
+        lasts.append(frame.info.get("duration") or 100.0)  # milliseconds, those that browsers take for 0
+    shortest = min(lasts)
+    counts = [round(time / shortest) for time in lasts]
+    return [frame for frame, n in zip(shown, counts, strict=True) for _ in range(n)], 1000 / shortest
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

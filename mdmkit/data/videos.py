@@ -17,7 +17,7 @@ from mdmkit.streams import stream
 
 from .pictures import fit
 
-__all__ = ["VIDEO_EXTENSIONS", "Clip", "Cut", "Part", "read_clip", "require_av"]
+__all__ = ["VIDEO_EXTENSIONS", "Clip", "Cut", "Part", "read_clip", "read_whole", "require_av"]
 
 VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "mov", "m4v", "avi")
 EARLY = 0.1  # a frame that starts this share of a frame too late still counts: containers round times
@@ -128,13 +128,7 @@ def read_clip(
     import av
 
     with av.open(str(file) if isinstance(file, Path) else file) as container:  # type: ignore[arg-type]
-        if not container.streams.video:
-            raise ValueError("it has no video")
-        video: Any = container.streams.video[0]
-        video.codec_context.thread_count = 1  # workers are the parallel ones, and threads decode ahead
-        rate = float(video.average_rate or video.guessed_rate or 0)
-        if not rate > 0:
-            raise ValueError("it does not say how many frames a second it has")
+        video, rate = _video(container)
         times = cut.times(_duration(container, video), rate, key).tolist()
         frames: list[np.ndarray] = []
         slack, decoded, end = EARLY / rate, 0, 0.0
@@ -156,8 +150,7 @@ def read_clip(
 
         for frame, time in _from(container, video, times[0] + slack, seek=times[0] > 0):
             decoded += 1
-            if frame.is_corrupt:
-                raise ValueError(f"its frame at {time:.2f} s is damaged")
+            _check(frame, time)
             if held is not None:
                 show(held, until=time)
             lasts = float((frame.duration or 0) * video.time_base) if steady else 0.0
@@ -171,6 +164,47 @@ def read_clip(
             missing = times[len(frames)]
             raise ValueError(f"its frames end at {end:.2f} s, there is none for {missing:.2f} s")
         return Clip(np.stack(frames), _size(held, aspect), cut.fps or rate, decoded)
+
+
+def read_whole(file: Path, resolution: tuple[int, int] | None = None, *, most: int | None = None) -> Clip:
+    """Every frame of a video, once, cropped and resized as `pictures.fit` does; as they are where not given.
+
+    Of a longer one only the first `most`. Raises as `read_clip` does, and for a video that ends too early.
+    """
+    import av
+
+    with av.open(str(file)) as container:
+        video, rate = _video(container)
+        aspect, frames, size = video.sample_aspect_ratio, [], (0, 0)
+        lasts, last = _duration(container, video), 0.0
+        for frame, time in _timed(container, video, video.start_time or 0):
+            _check(frame, time)
+            size, last = _size(frame, aspect), time
+            wanted = resolution or size
+            frames.append(fit(_picture(frame, aspect, wanted), wanted))
+            if len(frames) == most:
+                break
+        else:  # the last frame may last long where the rate varies
+            if not frames or (video.base_rate == video.average_rate and lasts - last > 2.5 / rate):
+                raise ValueError(f"its {len(frames)} frames end at {last:.2f} s, and it lasts {lasts:.2f} s")
+        return Clip(np.stack(frames), size, rate, len(frames))
+
+
+def _video(container: Any) -> tuple[Any, float]:
+    """The video in an open file, and how many frames a second it has."""
+    if not container.streams.video:
+        raise ValueError("it has no video")
+    video = container.streams.video[0]
+    video.codec_context.thread_count = 1  # workers are the parallel ones, and threads decode ahead
+    rate = float(video.average_rate or video.guessed_rate or 0)
+    if not rate > 0:
+        raise ValueError("it does not say how many frames a second it has")
+    return video, rate
+
+
+def _check(frame: Any, time: float) -> None:
+    if frame.is_corrupt:
+        raise ValueError(f"its frame at {time:.2f} s is damaged")
 
 
 def _from(container: Any, video: Any, first: float, seek: bool) -> Iterator[tuple[Any, float]]:

@@ -233,6 +233,11 @@ class NestedUNet(nn.Module):
         """Whether a level looks at padding, so that the padded length of the text changes predictions."""
         return any(not getattr(level, "masked_cross_attention", True) for level in self.levels)
 
+    @property
+    def micro_conditioning(self) -> dict[str, float]:
+        """The numbers about a picture that a level reads, by name, and their defaults."""
+        return {key: value for level in self.all_parts() for key, value in level.micro_conditioning.items()}
+
     def blocks(self) -> Iterator[nn.Module]:
         """The modules that are run again by use_checkpoint, and are worth compiling, one by one."""
         for module in self.modules():
@@ -244,7 +249,7 @@ class NestedUNet(nn.Module):
     def _counted(
         self, z: Sequence[Tensor], t: Tensor, micros: Mapping[str, Tensor] | None
     ) -> Mapping[str, Tensor] | None:
-        read = {key: value for level in self.all_parts() for key, value in level.micro_conditioning.items()}
+        read = self.micro_conditioning
         if not read.keys() & {"frames", "fps"}:
             return micros
         told = dict(micros or {})
@@ -289,9 +294,8 @@ class NestedUNet(nn.Module):
                 raise ValueError(
                     f"expected {frames} frames at level {r}, or one at every level, got {z[r].shape[2]}"
                 )
-        known = {key for level in self.all_parts() for key in level.micro_conditioning}
         for key in micros or {}:
-            if key not in known:
+            if key not in (known := self.micro_conditioning):
                 raise ValueError(
                     f"no level reads the micro-conditioning {key!r} (known: {', '.join(sorted(known))})"
                 )

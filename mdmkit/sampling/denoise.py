@@ -233,9 +233,14 @@ def with_x0(said: Denoised, x0: Pyramid, at: NoiseLevel) -> Denoised:
 
 
 def times(at: NoiseLevel, rows: int, device: torch.device) -> Tensor:
-    """The time of every row; float64 where the device has it: `1000 t - 1` has to come out whole again."""
+    """The time of every row: `1000 t - 1` has to come out whole again."""
+    return filled(at.t, rows, device)
+
+
+def filled(value: float, rows: int, device: torch.device) -> Tensor:
+    """A number for every row; float64 where the device has it."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.full((rows,), at.t, dtype=dtype, device=device)
+    return torch.full((rows,), value, dtype=dtype, device=device)
 
 
 def expand_rows(text: Tensor, mask: Tensor | None, *, rows: int) -> tuple[Tensor, Tensor | None]:

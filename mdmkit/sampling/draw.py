@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import attrs
 import torch
@@ -14,7 +15,7 @@ from mdmkit.text import WeightedPrompts
 
 from .auto import OverModel
 from .conditions import Conditions, Encode, encoded, stored
-from .denoise import Denoised, Denoiser, PairedDenoise, stack_texts, stack_weights
+from .denoise import Denoised, Denoiser, PairedDenoise, filled, stack_texts, stack_weights
 from .edit import Known, Start
 from .guidance import Guidance, Interval
 from .regions import Regional, Regions, shares_of
@@ -25,7 +26,7 @@ from .spacing import Spacing
 from .threshold import Threshold
 from .windows import Windows
 
-__all__ = ["Drawing", "Weak", "draw"]
+__all__ = ["Drawing", "Weak", "draw", "read_by"]
 
 Asked = Denoiser | Regional
 
@@ -80,6 +81,7 @@ def draw(
     windows: Windows | None = None,
     regions: Regions | None = None,
     weighted: bool = False,
+    micros: Mapping[str, float] | None = None,
     batch: int = 16,
     device: torch.device | str = "cpu",
     noise_device: torch.device | str | None = None,
@@ -94,7 +96,8 @@ def draw(
     every picture: of one row. `given`: for each picture its inner levels (3, H_r, W_r) that the model is
     given and does not draw (`Diffusion.given`). `windows`: ask the network for pieces of larger
     `resolutions`. `regions`: more prompts for parts of every picture. `weighted`: prompts weigh their words
-    (`mdmkit.text.weighted.parse`).
+    (`mdmkit.text.weighted.parse`). `micros`: numbers that the network is told of every picture, by name, in
+    the place of its defaults (micro-conditioning); a weaker model is told those of them that it reads.
     `callback(indices, step, at, denoised)` sees the predictions on the way for the pictures of a batch. A
     picture depends on its caption, `negative` and its seed only, not on `batch` or on its neighbours.
     """
@@ -123,6 +126,7 @@ def draw(
             batches = encoded(text, captions, negative, batch=batch, apart=apart, regions=more)
         for indices, told in batches:
             own = None if conditions is not None else [captions[i] for i in indices]
+            rows: dict[str, Any] = {"micros": micros, "pictures": len(indices), "device": device}
             weak = partial(
                 weak_denoiser,
                 told=told,
@@ -131,8 +135,9 @@ def draw(
                 regions=more,
                 shares=shares,
                 weighted=weighted,
+                **rows,
             )
-            asked = denoiser(nest, diffusion, told, shares)
+            asked = denoiser(nest, diffusion, told, shares, **rows)
             others = {i: weak(one) for i, one in enumerate(drawing.guidance) if isinstance(one, Weak)}
 
             # a denoiser may remember what it saw: each trajectory, and each window, has its own
@@ -171,21 +176,45 @@ def given_rows(given: Sequence[Sequence[Tensor]], indices: Sequence[int], levels
     return [torch.stack([given[i][r] for i in indices]) for r in range(min(levels, len(given[0])))]
 
 
+def read_by(nest: nn.Module, micros: Mapping[str, float] | None) -> Mapping[str, float] | None:
+    """Those of the numbers that a nest reads; all of them for a network that does not say."""
+    known = getattr(nest, "micro_conditioning", None)
+    if micros is None or known is None:
+        return micros
+    return {name: value for name, value in micros.items() if name in known}
+
+
 def denoiser(
-    nest: nn.Module, diffusion: Diffusion, told: Conditions, shares: Sequence[Tensor] | None
+    nest: nn.Module,
+    diffusion: Diffusion,
+    told: Conditions,
+    shares: Sequence[Tensor] | None,
+    micros: Mapping[str, float] | None = None,
+    *,
+    pictures: int,
+    device: torch.device | str,
 ) -> Asked:
-    """The nest told its text; of several prompts a picture where there are shares of them."""
+    """The nest told its text and numbers; of several prompts a picture where there are shares of them."""
+
+    def rows(prompts: int = 1) -> dict[str, Tensor] | None:
+        count = prompts * pictures
+        where = torch.device(device)
+        return {name: filled(value, count, where) for name, value in micros.items()} if micros else None
+
     if shares is None:
-        return Denoiser(nest, diffusion, **told._asdict())
+        return Denoiser(nest, diffusion, **told._asdict(), micros=rows())
     if told.cond is None:
         raise ValueError("regions have prompts, but the model reads no text; leave them out")
+    prompts = len(shares[0])
     text = {"cond": told.cond, "cond_mask": told.cond_mask, "cond_weights": told.cond_weights}
     absent = None
     if told.uncond is not None:
         cond, mask = stack_texts((told.cond, told.cond_mask), (told.uncond, told.uncond_mask))
         weights = stack_weights((told.cond, told.cond_weights), (told.uncond, told.uncond_weights))
-        absent = Denoiser(nest, diffusion, cond=cond, cond_mask=mask, cond_weights=weights)
-    return Regional(Denoiser(nest, diffusion, **text), shares, absent=absent)
+        absent = Denoiser(
+            nest, diffusion, cond=cond, cond_mask=mask, cond_weights=weights, micros=rows(prompts + 1)
+        )
+    return Regional(Denoiser(nest, diffusion, **text, micros=rows(prompts)), shares, absent=absent)
 
 
 def weak_denoiser(
@@ -197,8 +226,14 @@ def weak_denoiser(
     regions: Sequence[str],
     shares: Sequence[Tensor] | None,
     weighted: bool,
+    micros: Mapping[str, float] | None,
+    pictures: int,
+    device: torch.device | str,
 ) -> Asked:
-    """The other model of a guidance, told the same texts; ValueError where it cannot be told."""
+    """The other model of a guidance, told the same texts, and the numbers that it reads.
+
+    ValueError where it cannot be told.
+    """
     if weak.text is not None and captions is None:
         raise ValueError(
             f"{weak.guidance.weak} reads prompts with its own encoder, and cannot be told stored features or "
@@ -216,7 +251,8 @@ def weak_denoiser(
         told = texts[0][1]
     elif not weak.told:
         told, shares = Conditions(), None
-    return denoiser(weak.nest, weak.diffusion, told, shares)
+    few = read_by(weak.nest, micros)
+    return denoiser(weak.nest, weak.diffusion, told, shares, few, pictures=pictures, device=device)
 
 
 def guided(denoise: PairedDenoise, guidance: Sequence[Guidance]) -> PairedDenoise:

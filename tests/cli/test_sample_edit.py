@@ -77,7 +77,7 @@ def test_a_known_part(run: Path, files: Path, tmp_path: Path) -> None:
     assert abs(again - picture)[:, :8].max() <= 1
     assert (again != once).any()
     for more, said in (
-        (("--passes", "2"), "sample --passes: fits the rest to --mask or --low, and neither is given"),
+        (("--passes", "2"), "sample --passes: fits the rest to --mask, --low or frames, and none is given"),
         ((*given, files / "left.png", "--passes", "0"), "--passes: expected a number of at least 1, got 0"),
     ):
         done = tiny.here("sample", run, "--prompt", "a", *more, "--out", tmp_path / "wrong")
