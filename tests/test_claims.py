@@ -107,14 +107,23 @@ def test_the_table_says_what_every_seed_says(
     nest2, plain = (run.digest(arm, registry) for arm in ("nest2", "plain"))
     lines = [line("nest2", seed, nest2, 1.0) for seed in (0, 1, 2)]
     lines += [line("plain", 0, plain, 3.0), line("plain", 1, plain, 2.0), line("plain", 2, "old", 0.0)]
+    own = run.digest("nest2", registry, "emoji")
+    assert own != nest2, "other captions, other measures"
+    emoji = line("nest2", 0, own, 7.0) | {"data": "emoji", "metrics": {"fidelity.frechet": 7.0}}
+    lines += [emoji, emoji | {"recipe": nest2}]
     results = tmp_path / "results.jsonl"
     results.write_text("".join(json.dumps(one) + "\n" for one in lines))
     monkeypatch.setattr(table, "RESULTS", results)
-    read = table.read()
+    read = table.read("shapes")
     assert sorted(read["plain"]) == [0, 1], "of a recipe that is no more"
     arms, claims = table.arms(read), table.claims(read)
     assert "| `plain` | plain U-Net at 32 | 2 | 2.5 (2.0 to 3.0) | 1.00 (1.00 to 1.00) |" in arms[2]
     assert "2 of 2 seeds; -1.5 (-2.0 to -1.0) | 0 of 2 seeds; 0.00 (0.00 to 0.00)" in claims[2]
     assert claims[2].endswith("| mixed: holds, does not, does not (by 2 of 3 seeds) |")
     assert claims[4].endswith("| not run |")
+    assert not any("grow75" in claim for claim in claims), "neither arm was run"
+    other = table.read("emoji")
+    assert [arm for arm, seeds in other.items() if seeds] == ["nest2"]
+    assert table.arms(other)[0].startswith("| arm | what | seeds | Fréchet | training, TFLOP |")
+    assert table.arms(other)[2].startswith("| `nest2` | nest 16 -> 32, mixed batches | 1 | 7.0 (7.0 to 7.0) | ")
     assert [table.verdict(good, 3) for good in (3, 2, 0)] == ["holds", "undecided", "does not"]

@@ -186,7 +186,11 @@ def test_explain_a_key(cli: Cli, full: Path, path: str, sets: list[str], expecte
         ("model.levels[2]", "model.levels has 2 entries"),
         ("run[0]", "run is not a list"),
         ("run.seed.x", "run.seed is not a table"),
-        ("data.url", "data has no key 'url'; did you mean 'urls'? (known: shuffle, urls, use, workers)"),
+        (
+            "data.url",
+            "data has no key 'url'; did you mean 'urls'? (known: picture_share, pictures, shuffle, urls, use, "
+            "workers)",
+        ),
         ("a b", "expected a path like model.levels[0].channels, got 'a b'"),
     ],
 )
