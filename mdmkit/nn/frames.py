@@ -71,8 +71,12 @@ class FrameDownsample(nn.Conv1d):
         return out.flatten(0, 1)
 
 
-class FrameUpsample(nn.Conv1d):
-    """Each frame s times, then a convolution of three frames that starts as the identity."""
+class FrameUpsample(nn.ConvTranspose1d):
+    """Of each frame the s frames around it, each by a linear map of its own that starts as the identity.
+
+    So what stands inside can say what comes first and what later, which repetition cannot. Of one frame, a
+    picture, it makes one, by the mean of the maps.
+    """
 
     def __init__(
         self,
@@ -82,20 +86,19 @@ class FrameUpsample(nn.Conv1d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(channels, channels, 3, device=device, dtype=dtype)
-        self.scale = stride
-        start_with(self, [0.0, 1.0, 0.0])
-
-    def extra_repr(self) -> str:
-        return f"{self.in_channels}, scale={self.scale}"
+        super().__init__(channels, channels, stride, stride=stride, device=device, dtype=dtype)
+        start_with(self, [1.0] * stride)
 
     def forward(self, input: Tensor, frames: int, to: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B F, C, H, W) to (B to, C, H, W); `to`: F times the stride, or 1 for a picture."""
-        clip = input.unflatten(0, (-1, frames)).repeat_interleave(to // frames, 1)
-        return along_time(held(clip, 1, 1), self.weight, self.bias).flatten(0, 1)
+        clip = input.unflatten(0, (-1, frames)).transpose(1, 2)
+        maps = self.weight if to > 1 else self.weight.mean(2, keepdim=True)
+        steps = (maps.shape[2], 1, 1)
+        out = F.conv_transpose3d(clip, maps[..., None, None], self.bias, stride=steps)
+        return out.transpose(1, 2).flatten(0, 1)
 
 
-def start_with(conv: nn.Conv1d, taps: list[float]) -> None:
+def start_with(conv: nn.Conv1d | nn.ConvTranspose1d, taps: list[float]) -> None:
     """Let a convolution be the same few taps for every channel, and no bias."""
     with torch.no_grad():
         taps_k = torch.tensor(taps, dtype=conv.weight.dtype, device=conv.weight.device)
