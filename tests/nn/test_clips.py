@@ -1,4 +1,4 @@
-"""Nests over clips: picture models until layers along time have learned, to which still clips are pictures."""
+"""Nests over clips: a picture model until layers along time learn, to which still clips are pictures."""
 
 from __future__ import annotations
 
