@@ -78,7 +78,8 @@ def test_likelihood_looks_at_the_data_and_draws_nothing(run: Path, monkeypatch: 
         (("--weights", "best"), "evaluate --weights: expected ema or model, got 'best'"),
         (("--set", "evaluate.metrics=[]"),
          "evaluate: the recipe measures nothing (evaluate.metrics is empty); say --metric "
-         "(known: fidelity, likelihood, motion_accuracy, prompt_accuracy, temporal_consistency, video_fidelity)"),
+         "(known: fidelity, likelihood, motion_accuracy, prompt_accuracy, temporal_consistency, "
+         "video_fidelity)"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(run: Path, arguments: tuple[str, ...], line: str) -> None:
