@@ -47,6 +47,7 @@ def test_what_ships() -> None:
         "quickstart",
         "tiny_emoji",
         "tiny_grow",
+        "tiny_video",
         "webvid_256",
     ]
 
