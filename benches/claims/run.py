@@ -33,9 +33,9 @@ from typing import Any
 import torch
 from cascade import draw_large, train_high
 from compute import picture_flops, training_flops
-from features import make
 
 from mdmkit import assemble, model_folder
+from mdmkit.cli import extractor
 from mdmkit.cli.run import execute
 from mdmkit.cli.run_pictures import captions_of, compare
 from mdmkit.plugins import Registry, hookimpl, load_registry
@@ -216,7 +216,8 @@ def main() -> None:
         words = Path(WORDS) if data == "emoji" else WORK / "words.safetensors"
         if not words.exists():
             sets = sets_of(data, options.emoji)
-            told = make(HERE / "nest2.toml", words, sets=sets, steps=STEPS[data], seed=0)
+            recipe = load(HERE / "nest2.toml", sets, registry)
+            told = extractor.make(recipe, registry, words, steps=STEPS[data], seed=0)
             print(json.dumps({"extractor": told, "data": data}), flush=True)
         wanted = training_flops(recipes_of("nest2", 0, registry, data, options.emoji)[0], registry)
         for seed in options.seeds:
