@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mdmkit.grid import grid_side, pack, unpack
 
-__all__ = ["Pyramid", "normalize_resolution", "pool", "pool_grid", "pyramid", "ratio"]
+__all__ = ["Pyramid", "normalize_resolution", "of_one_frame", "pool", "pool_grid", "pyramid", "ratio"]
 
 Pyramid: TypeAlias = tuple[Tensor, ...]
 
@@ -26,6 +26,11 @@ def normalize_resolution(resolution: int | Sequence[int]) -> tuple[int, ...]:
             f"expected a side, [height, width] or [frames, height, width] >= 1, got {resolution}"
         )
     return size
+
+
+def of_one_frame(sizes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """The sizes of levels for a picture: of clips with one frame at each level, of pictures as they are."""
+    return tuple((1, *size[1:]) if len(size) == 3 else tuple(size) for size in sizes)
 
 
 def ratio(high: Sequence[int], low: Sequence[int]) -> tuple[int, ...]:

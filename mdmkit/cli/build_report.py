@@ -73,7 +73,9 @@ def stage_report(recipe: Recipe, registry: Registry) -> str:
         start = [f"  {starts.find(recipe, registry)}"]
     flops = mean_flops(costs, by_step)
     if recipe.data.picture_share and what == "clip":
-        still = [(1, *side[-2:]) for side in sides]
+        from mdmkit.pyramid import of_one_frame
+
+        still = of_one_frame(sides)
         beside = micro_batches(recipe, registry, pictures=True)
         flops += mean_flops(level_costs(nest, still, (1,) * len(still), tokens, width), beside)
         memory += f"; {max(rows[0] for rows in beside)} pictures at another"

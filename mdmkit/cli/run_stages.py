@@ -187,6 +187,7 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
         WrongInput: in any of its stages.
     """
     from mdmkit import assemble
+    from mdmkit.pyramid import of_one_frame
     from mdmkit.recipe.stages import stage_recipes
     from mdmkit.resolutions import some_steps
     from mdmkit.train.memory import check_fits, training_memory
@@ -210,7 +211,7 @@ def refuse_too_large(recipe: Recipe, registry: Registry, *, device: torch.device
             sizes = assemble.resolutions(here)
             model, activations = training_memory(
                 nest,
-                [(1, *size[-2:]) if pictures and len(size) == 3 else size for size in sizes],
+                of_one_frame(sizes) if pictures else sizes,
                 on_one,
                 tokens=tokens,
                 cond_dim=assemble.cond_dim(here),

@@ -103,12 +103,13 @@ class ClipSources:
         A level of one frame stays one, which all windows see; the others become longer alike. Of one frame in
         all are pictures, at every level.
         """
+        from mdmkit.pyramid import of_one_frame
         from mdmkit.sampling.windows import Windows
 
         if canvas is None and self.frames is None:
             return trained, None
         if self.frames == 1:
-            trained = [(1, *side) for _, *side in trained]
+            trained = of_one_frame(trained)
         sizes = list(trained) if canvas is None else canvas_of(canvas, trained)
         if self.frames is not None and self.frames > 1:
             longest = trained[-1][0]

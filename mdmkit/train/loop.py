@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mdmkit.data.by_size import BySize
 from mdmkit.data.loader import Batch, batches
 from mdmkit.errors import MdmkitError
-from mdmkit.pyramid import pyramid
+from mdmkit.pyramid import of_one_frame, pyramid
 from mdmkit.resolutions import level_factors
 from mdmkit.stages import Watch, ramp
 from mdmkit.streams import seed_of
@@ -347,7 +347,7 @@ def forward(
     elif len(sizes[0]) == 2 and pictures.ndim == 5 and parts.frames is None:
         pictures = pictures.squeeze(2)
     if len(sizes[0]) == 3 and pictures.shape[2] == 1:
-        sizes = tuple((1, *size[1:]) for size in sizes)
+        sizes = of_one_frame(sizes)
     x = pyramid(pictures, sizes, rows.per_level, frames=parts.frames, pick=parts.pick)
     eps = draw_noise(rows, sizes, seed=plan.seed, step=step, device=device)
     t = parts.time_sampler.draw(plan.seed, step, list(rows.places), plan.batch)
